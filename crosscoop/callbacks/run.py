@@ -1,0 +1,127 @@
+"""The run's folder: its configuration, history, figures, and what its checkpoints say of themselves."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from torch import Tensor
+
+from crosscoop.results import to_record, to_table, write_json
+from crosscoop.task import CooperativeSegmentation
+
+
+class RunFolder(pl.Callback):
+    """Keeps a run's records in `trainer.default_root_dir`.
+
+    `config.yaml` (the resolved configuration, which also goes to every logger), `history.csv` (a row per validation),
+    `metrics.json` (the figures of the last test or validation; after `fit`, of its best epoch), and the table of the
+    figures on the console. Each checkpoint gets the configuration, class names and colours, so that it can be
+    used without any other file.
+
+    Args:
+        parser: The command's parser.
+        config: The command's configuration.
+    """
+
+    def __init__(self, parser: ArgumentParser, config: Namespace) -> None:
+        self.config: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {}
+        self.losses: list[Tensor] = []
+        self.started = time.monotonic()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write `config.yaml` and send the configuration to the loggers."""
+        if stage == "fit" and trainer.is_global_zero:
+            self._folder(trainer).mkdir(parents=True, exist_ok=True)
+            (self._folder(trainer) / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.config)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin an epoch's mean loss and time."""
+        self.losses, self.started = [], time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss, without waiting for the device."""
+        self.losses.append(outputs["loss"].detach())
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the history and the best epoch's figures, before the checkpoint is saved."""
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == "validate":
+            self._report(trainer, pl_module, "validate")
+            return
+        record = self._record(trainer, pl_module, "fit")
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {"seconds": time.monotonic() - self.started, "train/loss": self._mean_loss()}
+        for name, figures in record["outputs"].items():
+            row |= {f"val/miou/{name}": figures["miou"], f"val/pixel_accuracy/{name}": figures["pixel_accuracy"]}
+        self.history.append(row)
+        with (self._folder(trainer) / "history.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerows(self.history)
+        if (record["miou"] or 0) >= self.best.get("miou", 0):
+            self.best = {**record, "miou": record["miou"] or 0, "epoch": trainer.current_epoch}
+            write_json(self._folder(trainer) / "metrics.json", self.best)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the best epoch's figures."""
+        if self.best:
+            Console().print(to_table(self.best))
+            print(f"Best of {len(self.history)} validations: epoch {self.best['epoch']}. Run: {self._folder(trainer)}")
+
+    @rank_zero_only
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and print the figures."""
+        self._report(trainer, pl_module, "test")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put into the checkpoint what is needed to use it alone."""
+        dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        checkpoint["crosscoop"] = {
+            "config": self.config,
+            "class_names": list(dataset.class_names),
+            "palette": [list(map(int, color)) for color in dataset.palette],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and best figures, which a resumed run goes on with."""
+        return {"history": self.history, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.history, self.best = state_dict["history"], state_dict["best"]
+
+    def _report(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        record = self._record(trainer, module, stage)
+        path = self._folder(trainer) / "metrics.json"
+        write_json(path, record)
+        Console().print(to_table(record))
+        print(f"Figures: {path}")
+
+    def _record(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> dict[str, Any]:
+        assert isinstance(module, CooperativeSegmentation)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        split = data.dataset.test_split if stage == "test" else data.dataset.val_split
+        return to_record(stage, module.scores, data.protocol(split))
+
+    def _mean_loss(self) -> float:
+        return sum(float(loss) for loss in self.losses) / max(len(self.losses), 1)
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return Path(trainer.default_root_dir)

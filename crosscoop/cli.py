@@ -1,0 +1,63 @@
+"""The command line: what there is, and where to find it. It imports nothing heavy before a command is chosen."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from crosscoop.errors import CrosscoopError
+
+COMMANDS = {
+    "fit": ("crosscoop.training:main", "Train a network."),
+    "validate": ("crosscoop.training:main", "Evaluate a checkpoint on the validation split."),
+    "test": ("crosscoop.training:main", "Evaluate a checkpoint on the test split."),
+    "predict": ("crosscoop.training:main", "Write the labels that a checkpoint predicts as PNG files."),
+    "prepare_trainaug": (
+        "crosscoop.data.trainaug:main",
+        "Prepare PASCAL VOC's trainaug split (10,582 images) from SBD.",
+    ),
+}
+
+USAGE = """\
+crosscoop: semantic segmentation with cooperating branches (Ikedo and Hotta, VISAPP 2022)
+
+usage: crosscoop COMMAND [options]
+
+{commands}
+
+crosscoop COMMAND --help explains a command's options.
+First steps: crosscoop fit --config configs/demo.yaml --run runs/demo
+             crosscoop test --run runs/demo
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        arguments: The command and its options; None takes the process's own.
+    """
+    command, *options = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("-h", "--help", "help"):
+        lines = (f"  {name:17} {summary}" for name, (_, summary) in COMMANDS.items())
+        print(USAGE.format(commands="\n".join(lines)))
+        return
+    if command == "--version":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"crosscoop {version('crosscoop')}")
+        return
+    if command not in COMMANDS:
+        fail(f"got the command {command!r}, expected one of {', '.join(COMMANDS)}. See crosscoop --help.")
+    sys.path.insert(0, "")  # class paths and modules of the user's working directory
+    module, _, function = COMMANDS[command][0].partition(":")
+    try:
+        getattr(importlib.import_module(module), function)([command, *options])
+    except CrosscoopError as error:
+        # From a data loader's worker the message arrives at the end of that process's stack trace.
+        fail(str(error).rpartition("crosscoop.errors.CrosscoopError: ")[2].strip())
+
+
+def fail(message: str) -> None:
+    """End with a message and exit code 2."""
+    print(f"crosscoop: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,170 @@
+"""The data module: a data set, made into batches for Lightning."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from crosscoop.data.augment import Augmentation
+from crosscoop.data.dataset import Sample, SegmentationDataset
+from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
+from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
+from crosscoop.data.streets import Streets
+from crosscoop.errors import CrosscoopError
+
+
+class SegmentationData(pl.LightningDataModule):
+    """Batches of a data set: augmented crops to train on, whole images to evaluate on.
+
+    Args:
+        dataset: The data set: Streets (generated, no download), PascalVOC, Cityscapes, CamVid, Folder, or the class
+            path of your own.
+        batch_size: Crops per training batch and process; the paper's 6 on two GPUs is 3 on each.
+        eval_batch_size: Images per evaluation batch and process; images of different sizes need 1.
+        num_workers: Worker processes that load data, per process; 0 loads in the main one.
+        crop_size: Side of the training crops, in pixels.
+        scale: Smallest and largest factor of the random scale in training.
+        flip: Mirror images at random in training.
+        photometric: Jitter colours in training.
+        resize: Height and width that every image is resized to first, in training and evaluation; null leaves them.
+        center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
+        seed: Seed of order and augmentation; taken from seed_everything on the command line.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset = Streets(),  # noqa: B008
+        batch_size: int = 6,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        crop_size: int = 513,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip: bool = True,
+        photometric: bool = False,
+        resize: tuple[int, int] | None = None,
+        center_crop: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("crop_size", crop_size, 1),
+            ("center_crop", 1 if center_crop is None else center_crop, 1),
+            ("resize", 1 if resize is None else min(resize), 1),
+        ):
+            if value < least:
+                raise CrosscoopError(f"data.{option}: got {value}, expected at least {least}.")
+        if not 0 < scale[0] <= scale[1]:
+            raise CrosscoopError(
+                f"data.scale: got {list(scale)}, expected [smallest, largest], both above 0."
+            )
+        self.dataset = dataset
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
+        self.resize, self.center_crop, self.seed = resize, center_crop, seed
+
+    def protocol(self, split: str) -> dict[str, Any]:
+        """How figures on a split are measured; it stands beside every one of them."""
+        region = f"centre crop {self.center_crop}" if self.center_crop else "whole images"
+        size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
+        official = self.dataset.official_sizes.get(split)
+        count = len(self._samples(split))
+        return {
+            "dataset": type(self.dataset).__name__,
+            "split": split,
+            "num_images": count,
+            "official_num_images": official,
+            "evaluation": f"{region} {size}, single scale, no flip",
+        }
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Augmented crops of the training split."""
+        samples = self._samples(self.dataset.train_split)
+        augmentation = Augmentation(self.crop_size, self.scale, self.flip, self.photometric)
+        training_set = TrainingSet(samples, augmentation, self.resize, self.seed)
+        sampler = TrainingSampler(training_set, *self._world(), self.seed)
+        full = len(sampler) >= self.batch_size
+        return self._loader(training_set, self.batch_size, sampler, drop_last=full)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """The validation split."""
+        return self._evaluation_loader(self.dataset.val_split)
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """The test split."""
+        return self._evaluation_loader(self.dataset.test_split)
+
+    def predict_dataloader(self) -> DataLoader[Item]:
+        """The test split, whose masks are not needed."""
+        return self._evaluation_loader(self.dataset.test_split)
+
+    def evaluation_set(self, split: str) -> EvaluationSet:
+        """A split's samples, as they are evaluated."""
+        return EvaluationSet(self._samples(split), self.resize, self.center_crop)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Bytes travel to the device; there images become RGB in [0, 1] and masks whole numbers."""
+        image: Tensor = batch["image"]
+        return {**batch, "image": image.float() / 255, "mask": batch["mask"].long()}
+
+    def _samples(self, split: str) -> Sequence[Sample]:
+        samples = self.dataset.samples(split)
+        official = self.dataset.official_sizes.get(split, len(samples))
+        if not samples:
+            raise CrosscoopError(f"data.dataset: split {split!r} of {type(self.dataset).__name__} is empty.")
+        if len(samples) != official:
+            warnings.warn(
+                f"Split {split!r} of {type(self.dataset).__name__} has {len(samples)} images, the official one "
+                f"{official}: figures on it compare with nobody else's.",
+                stacklevel=2,
+            )
+        return samples
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Item]:
+        evaluation_set = self.evaluation_set(split)
+        world_size, rank = self._world()
+        if len(evaluation_set) < world_size:
+            raise CrosscoopError(
+                f"Split {split!r} has {len(evaluation_set)} images for {world_size} processes; expected at least one "
+                "each. Lower trainer.devices or trainer.num_nodes."
+            )
+        sampler = EvaluationSampler(evaluation_set, world_size, rank)
+        return self._loader(evaluation_set, self.eval_batch_size, sampler, drop_last=False)
+
+    def _loader(
+        self, dataset: TrainingSet | EvaluationSet, batch_size: int, sampler: Sampler[Any], drop_last: bool
+    ) -> DataLoader[Item]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def collate(items: Sequence[Item]) -> Any:
+    """Stack items of one size into a batch.
+
+    Raises:
+        CrosscoopError: Their sizes differ.
+    """
+    sizes = {tuple(item["image"].shape[-2:]) for item in items}
+    if len(sizes) > 1:
+        raise CrosscoopError(
+            f"A batch would hold images of different sizes: {sorted(sizes)}. Set data.eval_batch_size to 1, or "
+            "data.center_crop or data.resize."
+        )
+    return default_collate(list(items))

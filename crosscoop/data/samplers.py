@@ -1,0 +1,51 @@
+"""Which sample comes when, on which rank."""
+
+from collections.abc import Iterator, Sized
+
+from torch.utils.data.distributed import DistributedSampler
+
+
+class TrainingSampler(DistributedSampler[tuple[int, int]]):
+    """Shuffles anew in each epoch, shares the samples among the ranks, and tells each draw its epoch.
+
+    With the epoch in hand a data set can derive the augmentation from (seed, epoch, index): different in every
+    epoch and rank, the same for any number of workers. Lightning calls `set_epoch` and leaves the sampler in place.
+
+    Args:
+        dataset: What to draw from.
+        world_size: Number of ranks.
+        rank: This rank.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, dataset: Sized, world_size: int, rank: int, seed: int) -> None:
+        super().__init__(dataset, world_size, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (index, epoch)."""
+        return ((index, self.epoch) for index in super().__iter__())  # type: ignore[misc]
+
+
+class EvaluationSampler(DistributedSampler[int]):
+    """Shares the samples among the ranks without repeating any, so that each counts exactly once.
+
+    Ranks may get one sample more than others. DDP bears that: outside training it synchronises nothing but the
+    buffers, at the first forward.
+
+    Args:
+        dataset: What to draw from.
+        world_size: Number of ranks.
+        rank: This rank.
+    """
+
+    def __init__(self, dataset: Sized, world_size: int, rank: int) -> None:
+        super().__init__(dataset, world_size, rank, shuffle=False)  # type: ignore[arg-type]
+        self.indices = range(rank, len(dataset), world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this rank's indices."""
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        """The number of this rank's samples."""
+        return len(self.indices)

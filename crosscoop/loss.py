@@ -1,0 +1,45 @@
+"""The loss of one branch's logits; the network's loss is the sum over its branches (the paper's equation 1)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crosscoop.data.dataset import VOID
+
+
+class CrossEntropy(nn.Module):
+    """Cross entropy over the labelled pixels; 0, with zero gradients, where a batch has none.
+
+    Args:
+        class_weights: One weight per class; null weighs all the same.
+        label_smoothing: Share of the probability that is spread over all classes.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", None if class_weights is None else torch.tensor(class_weights))
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """The mean over labelled pixels.
+
+        Args:
+            logits: `(N, num_classes, H, W)`.
+            mask: `(N, H, W)` class indices, `VOID` where there is no label.
+        """
+        total = functional.cross_entropy(
+            logits.float(),
+            mask,
+            self.weight,
+            ignore_index=VOID,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        labelled = mask != VOID
+        if self.weight is None:
+            return total / labelled.sum().clamp(min=1)
+        return total / self.weight[mask[labelled]].sum().clamp(min=1e-12)

@@ -1,0 +1,169 @@
+"""The backbone: any timm network that has a feature at stride 4."""
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from crosscoop.errors import CrosscoopError
+
+
+class Backbone(nn.Module):
+    """A timm network that turns an image into the features `low` (stride 4) and `high` (the output stride).
+
+    It normalises its own input: two backbones of one network may have been pretrained with different statistics
+    (timm's `xception65.tf_in1k` with mean 0.5, `resnet101.*` with ImageNet's).
+
+    Args:
+        name: timm name (`resnet101.tv_in1k`), or `module:name` for a network that the module registers with timm
+            when it is imported.
+        output_stride: Stride of `high`; timm dilates the stages behind it.
+        depth: Number of halvings after which to stop (4: stride 16); None for the whole network. For networks
+            that cannot dilate.
+        pretrained: True for timm's own download, False for random weights, or a local `.safetensors` or `.pth`
+            file in timm's format.
+
+    Attributes:
+        low_channels: Channels of `low`.
+        high_channels: Channels of `high`.
+        stride: Stride of `high`.
+
+    Raises:
+        CrosscoopError: The name is unknown, the network has no feature at stride 4 or cannot dilate to the output
+            stride, or the weights do not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        output_stride: int = 16,
+        depth: int | None = None,
+        pretrained: bool | str = False,
+    ) -> None:
+        super().__init__()
+        download = pretrained is True
+        options: dict[str, Any] = {}
+        if depth is None or 2**depth > output_stride:
+            options["output_stride"] = output_stride
+        if depth is not None:
+            first = _create(name, False, options).feature_info.reduction()[0]
+            options["out_indices"] = tuple(range(depth - int(math.log2(first)) + 1))
+        self.network = _create(name, download, options)
+        strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
+        if 4 not in strides:
+            raise CrosscoopError(
+                f"Backbone {name!r} has features at strides {strides}; the decoder needs one at stride 4. "
+                "Choose another backbone in network.branches."
+            )
+        if strides[-1] != output_stride:
+            raise CrosscoopError(
+                f"Backbone {name!r} ends at stride {strides[-1]}, expected output stride {output_stride}. "
+                f"Set depth to {int(math.log2(output_stride))} for this branch, or another network.output_stride."
+            )
+        self.low_index = strides.index(4)
+        self.low_channels, self.high_channels, self.stride = channels[self.low_index], channels[-1], strides[-1]
+        self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+        if isinstance(pretrained, str):
+            _load_file(self.network, name, Path(pretrained))
+        statistics = timm.get_pretrained_cfg(name.partition(":")[2] or name)
+        for key in ("mean", "std"):
+            self.register_buffer(
+                key, torch.tensor(getattr(statistics, key)).view(1, 3, 1, 1), persistent=False
+            )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Extract features.
+
+        Args:
+            image: `(N, 3, H, W)` RGB in [0, 1].
+
+        Returns:
+            `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, sizes
+            rounded as the backbone does.
+        """
+        features = self.network((image - self.mean) / self.std)
+        low, high = features[self.low_index], features[-1]
+        if self.channels_last:
+            low, high = low.permute(0, 3, 1, 2), high.permute(0, 3, 1, 2)
+        return low, high
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    """Create timm's feature network, with errors that speak of our options."""
+    module, _, timm_name = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise CrosscoopError(
+                f"Backbone {name!r}: module {module!r} cannot be imported ({error}). Put its folder on PYTHONPATH."
+            ) from error
+    if not timm.is_model(timm_name):
+        similar = timm.list_models(f"*{timm_name.split('.')[0]}*")[:8]
+        hint = f"Similar ones: {', '.join(similar)}." if similar else "`timm.list_models()` lists the known ones."
+        raise CrosscoopError(f"timm knows no network {timm_name!r} (network.branches). {hint}")
+    try:
+        return timm.create_model(timm_name, features_only=True, pretrained=pretrained, **options)
+    except TypeError as error:
+        if "output_stride" not in str(error):
+            raise
+        raise CrosscoopError(
+            f"Backbone {timm_name!r} cannot dilate to output stride {options['output_stride']}: it takes no "
+            "output_stride. Give this branch a depth at which it stops: {backbone: "
+            f"{timm_name}, depth: {int(math.log2(options['output_stride']))}}}."
+        ) from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise CrosscoopError(
+            f"The pretrained weights of {timm_name!r} could not be had: {error}. On a machine without network, set "
+            "network.pretrained to a local .safetensors or .pth file, or to false."
+        ) from error
+
+
+def _load_file(network: nn.Module, name: str, path: Path) -> None:
+    """Load a local weights file in timm's format; every tensor of the network must be in it, at its shape."""
+    if not path.is_file():
+        raise CrosscoopError(
+            f"network.pretrained: no file {path}; expected the weights of {name!r} as .safetensors or .pth."
+        )
+    try:
+        given = {_flat(key): value for key, value in load_state_dict(str(path), weights_only=True).items()}
+    except Exception as error:
+        raise CrosscoopError(
+            f"network.pretrained: {path} cannot be read as weights: {error}. Expected a .safetensors or .pth file "
+            "that holds a state dict."
+        ) from error
+    wanted = cast(dict[str, Tensor], network.state_dict())
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = [key for key in wanted if _flat(key) not in given and key not in counters]
+    wrong = [
+        f"{key} {tuple(given[_flat(key)].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if _flat(key) in given and given[_flat(key)].shape != value.shape
+    ]
+    if missing or wrong:
+        unknown = sorted(set(given) - {_flat(key) for key in wanted})
+        differences = [
+            f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+            for what, keys in (("missing", missing), ("of another shape", wrong), ("not of this network", unknown))
+            if keys
+        ]
+        raise CrosscoopError(
+            f"network.pretrained: {path} does not fit backbone {name!r}: {'; '.join(differences)}. Give the file "
+            "that timm published for this name."
+        )
+    network.load_state_dict({key: given.get(_flat(key), value) for key, value in wanted.items()})
+
+
+def _flat(key: str) -> str:
+    """A key's name under which timm's plain and feature networks agree (`layers.0.weight`, `layers_0.weight`)."""
+    return key.replace(".", "_")

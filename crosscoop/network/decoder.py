@@ -1,0 +1,44 @@
+"""The decoder (Chen et al., ECCV 2018, https://arxiv.org/abs/1802.02611)."""
+
+import torch
+from torch import Tensor, nn
+
+from crosscoop.network.layers import ConvNormAct, resize
+
+
+class Decoder(nn.Module):
+    """Refines the context with the detail of `low` in three layers.
+
+    Args:
+        low_channels: Channels of `low`.
+        channels: Channels of the context and of the output.
+        projected_channels: Channels that `low` is projected to.
+        separable: Depthwise-separable 3x3 convolutions.
+    """
+
+    def __init__(
+        self, low_channels: int, channels: int = 256, projected_channels: int = 48, separable: bool = False
+    ) -> None:
+        super().__init__()
+        self.projected_channels = projected_channels
+        self.project = ConvNormAct(low_channels, projected_channels)
+        self.first = ConvNormAct(projected_channels + channels, channels, 3, separable=separable)
+        self.second = ConvNormAct(channels, channels, 3, separable=separable)
+
+    def forward(self, low: Tensor, context: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            low: `(N, low_channels, H/4, W/4)`.
+            context: `(N, channels, h, w)`, the output of ASPP.
+
+        Returns:
+            The feature `(N, channels, H/4, W/4)`.
+        """
+        feature: Tensor = self.second(self.join(self.project(low), context))
+        return feature
+
+    def join(self, detail: Tensor, context: Tensor) -> Tensor:
+        """The first convolution, on the projected `low` and the context upsampled to its size."""
+        feature: Tensor = self.first(torch.cat([detail, resize(context, detail.shape[-2:])], dim=1))
+        return feature

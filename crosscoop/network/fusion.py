@@ -1,0 +1,96 @@
+"""Fusion operators: how a received map is merged into the receiver's own map."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crosscoop.network.lookup import find
+
+
+class Fusion(nn.Module, ABC):
+    """The contract of a fusion operator: one instance serves one receiver at one exchange point.
+
+    Both maps arrive with the receiver's channels and size. An operator of your own is a subclass whose constructor
+    takes `channels` first; further arguments come from `init_args` in YAML.
+
+    Args:
+        channels: Channels of both maps.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Merge `received` into `own`; all three maps are `(N, channels, H, W)`."""
+
+
+class Add(Fusion):
+    """`own + received`: the paper's operator. After an exchange both ways the branches hold the same map."""
+
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Add."""
+        return own + received
+
+
+class Average(Fusion):
+    """`(own + received) / 2`: keeps the scale of the maps."""
+
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Average."""
+        return (own + received) / 2
+
+
+class Concat(Fusion):
+    """Concatenation and a 1x1 convolution with bias back to the receiver's channels.
+
+    It starts as the average, so that pretrained backbones are heard from the first step on.
+
+    Args:
+        channels: Channels of both maps.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.conv = nn.Conv2d(2 * channels, channels, 1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        halves = torch.arange(channels)
+        with torch.no_grad():
+            self.conv.weight[halves, halves] = 0.5
+            self.conv.weight[halves, halves + channels] = 0.5
+
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Concatenate and project."""
+        merged: Tensor = self.conv(torch.cat([own, received], dim=1))
+        return merged
+
+
+FusionFactory = Callable[[int], Fusion]
+
+FUSIONS: dict[str, FusionFactory] = {"add": Add, "average": Average, "concat": Concat}
+
+
+def list_fusions() -> list[str]:
+    """The names of the fusion operators that come with the package."""
+    return list(FUSIONS)
+
+
+def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
+    """The operator that a configuration names.
+
+    Args:
+        fusion: A name (`add`), a class path (`my_operators.Gate`), `{class_path: ..., init_args: {...}}`, or
+            anything that makes a `Fusion` from a number of channels.
+
+    Raises:
+        CrosscoopError: There is no such operator.
+    """
+    if isinstance(fusion, dict):
+        operator = find(fusion.get("class_path", ""), FUSIONS, "network.fusion")
+        return partial(operator, **fusion.get("init_args", {}))
+    return find(fusion, FUSIONS, "network.fusion") if isinstance(fusion, str) else fusion

@@ -1,0 +1,63 @@
+"""Results as people print them and programs read them."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from crosscoop.metrics import Scores
+
+
+def to_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What `metrics.json` holds: the last output's figures (the ensemble's) on top, each output's below.
+
+    Args:
+        stage: What was run: fit, validate or test.
+        scores: The scores by output name, the ensemble last.
+        protocol: How they were measured.
+    """
+    outputs = {name: score.to_dict() for name, score in scores.items()}
+    return {
+        "stage": stage,
+        **list(outputs.values())[-1],
+        "num_images": protocol["num_images"],
+        "protocol": dict(protocol),
+        "outputs": outputs,
+    }
+
+
+def to_table(record: Mapping[str, Any]) -> Table:
+    """IoU per class and mIoU of every output in per cent, with the protocol below."""
+    outputs, protocol = record["outputs"], record["protocol"]
+    official = protocol["official_num_images"]
+    count = f"{protocol['num_images']} images"
+    if official not in (None, protocol["num_images"]):
+        count += f" (official: {official})"
+    caption = f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}; IoU in per cent"
+    if record["absent_classes"]:
+        caption += f"; absent and left out of the mean: {', '.join(record['absent_classes'])}"
+    table = Table("class", caption=caption, title=f"crosscoop {record['stage']}")
+    for name in outputs:
+        table.add_column(name, justify="right")
+    for class_name in record["iou_per_class"]:
+        table.add_row(class_name, *(percent(o["iou_per_class"][class_name]) for o in outputs.values()))
+    table.add_section()
+    table.add_row("mIoU", *(percent(output["miou"]) for output in outputs.values()), style="bold")
+    table.add_row("pixel accuracy", *(percent(output["pixel_accuracy"]) for output in outputs.values()))
+    return table
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 in per cent; a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,164 @@
+"""The Lightning module: how a cooperative network learns and is measured."""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR, SequentialLR
+
+from crosscoop.loss import CrossEntropy
+from crosscoop.metrics import ConfusionMatrix, Scores
+from crosscoop.network import CooperativeNetwork
+
+
+class Batch(TypedDict):
+    """A batch as it arrives at the network.
+
+    Attributes:
+        image: `(N, 3, H, W)` RGB in [0, 1].
+        mask: `(N, H, W)` class indices, 255 where there is no label.
+        name: The samples' names.
+    """
+
+    image: Tensor
+    mask: Tensor
+    name: list[str]
+
+
+class CooperativeSegmentation(pl.LightningModule):
+    """Trains all branches together and measures each of them and their ensemble.
+
+    Args:
+        network: The network.
+        class_names: One name per class.
+        optimizer: Any torch optimiser, by class path.
+        poly_power: Exponent of the polynomial decay to 0 over the whole training, stepped with the optimiser.
+        warmup_steps: Optimiser steps of linear warm-up before the decay.
+        scheduler: Any torch schedule by class path instead of the polynomial one, stepped with the optimiser.
+        heads_lr_multiplier: Factor on the learning rate of all that is not a backbone.
+        loss: The loss of one branch; the branches' losses are summed.
+        channels_last: Keep maps in the channels-last layout, the faster one on GPUs with tensor cores.
+        compile: Compile the network with torch.compile (the first steps take minutes).
+    """
+
+    def __init__(
+        self,
+        network: CooperativeNetwork,
+        class_names: Sequence[str],
+        optimizer: OptimizerCallable = lambda parameters: SGD(
+            parameters, lr=0.007, momentum=0.9, weight_decay=1e-4
+        ),
+        poly_power: float = 0.9,
+        warmup_steps: int = 0,
+        scheduler: LRSchedulerCallable = None,  # type: ignore[assignment]
+        heads_lr_multiplier: float = 1.0,
+        loss: nn.Module = CrossEntropy(),  # noqa: B008
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.class_names, self.loss = network, list(class_names), loss
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.poly_power, self.warmup_steps = poly_power, warmup_steps
+        self.heads_lr_multiplier = heads_lr_multiplier
+        self.confusion = nn.ModuleDict(
+            {name: ConfusionMatrix(len(class_names)) for name in output_names(len(network.branches))}
+        )
+        self.scores: dict[str, Scores] = {}
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if compile:
+            self.network.compile()  # in place: checkpoint keys keep their names
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
+        logits: list[Tensor] = self.network(image)
+        ensemble = [sum(logits[1:], logits[0])] if len(logits) > 1 else []
+        return dict(zip(output_names(len(logits)), [*logits, *ensemble], strict=True))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the branches' losses."""
+        losses = [self.loss(logits, batch["mask"]) for logits in self.network(batch["image"])]
+        loss: Tensor = sum(losses[1:], losses[0])
+        self.log("train/loss", loss, prog_bar=True)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            self.log(f"lr/{group['name']}", group["lr"])
+        for name, branch_loss in zip(self.confusion, losses, strict=False):
+            self.log(f"train/loss_{name}", branch_loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count each output's pixels."""
+        self._count(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count each output's pixels."""
+        self._count(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Labels `(N, H, W)` uint8 by output name."""
+        return {name: logits.argmax(1).byte() for name, logits in self(batch["image"]).items()}
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the epoch."""
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Score the split."""
+        self._score("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Backbones and heads as named groups; the schedule per optimiser step."""
+        backbones = {id(p) for branch in self.network.branches for p in branch.backbone.parameters()}
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "heads": []}
+        for parameter in self.network.parameters():
+            groups["backbone" if id(parameter) in backbones else "heads"].append(parameter)
+        optimizer = self.optimizer(
+            [{"params": group, "name": name} for name, group in groups.items()]  # type: ignore[arg-type]
+        )
+        optimizer.param_groups[1]["lr"] *= self.heads_lr_multiplier
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"},
+        }
+
+    def _schedule(self, optimizer: Optimizer) -> LRScheduler:
+        if self.scheduler is not None:
+            return self.scheduler(optimizer)  # type: ignore[return-value]
+        total = int(self.trainer.estimated_stepping_batches)
+        poly = PolynomialLR(optimizer, max(total - self.warmup_steps, 1), self.poly_power)
+        if not self.warmup_steps:
+            return poly
+        warmup = LinearLR(optimizer, 1 / self.warmup_steps, total_iters=self.warmup_steps)
+        return SequentialLR(optimizer, [warmup, poly], [self.warmup_steps])
+
+    def _count(self, batch: Batch) -> None:
+        for name, logits in self(batch["image"]).items():
+            self.confusion[name].update(logits.argmax(1), batch["mask"])
+
+    def _score(self, stage: str) -> None:
+        """Log `stage/miou` of the ensemble (or of the only branch), each branch's, and IoU per class."""
+        figures: dict[str, float] = {}
+        for name, confusion in self.confusion.items():
+            self.scores[name] = scores = Scores(confusion.compute().cpu(), self.class_names)
+            confusion.reset()
+            suffix = "" if name == list(self.confusion)[-1] else f"_{name}"
+            figures[f"{stage}/miou{suffix}"] = scores.miou
+            figures[f"{stage}/pixel_accuracy{suffix}"] = scores.pixel_accuracy
+        per_class = scores.to_dict()["iou_per_class"].items()
+        figures |= {f"{stage}/iou/{name}": iou for name, iou in per_class if iou is not None}
+        for key, figure in figures.items():
+            self.log(key, figure, prog_bar=key == f"{stage}/miou")
+
+
+def output_names(num_branches: int) -> list[str]:
+    """What the outputs of so many branches are called: the branches first, their ensemble last."""
+    if num_branches == 1:
+        return ["network"]
+    branches = ["top", "bottom"] if num_branches == 2 else [f"branch{i}" for i in range(num_branches)]
+    return [*branches, "ensemble"]

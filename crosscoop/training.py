@@ -1,0 +1,151 @@
+"""`crosscoop fit`, `validate`, `test` and `predict`: Lightning's command line around our network, task and data."""
+
+import pickle
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from jsonargparse.typing import class_from_function
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from crosscoop.callbacks import PredictionImages, PredictionWriter, RunFolder
+from crosscoop.data import SegmentationData
+from crosscoop.errors import CrosscoopError
+from crosscoop.network import create_network
+from crosscoop.sync_batchnorm import TimmSyncBatchNorm
+from crosscoop.task import CooperativeSegmentation
+
+
+QUIET = {
+    "validate": ["--verbose=false"],  # our table instead of Lightning's
+    "test": ["--verbose=false"],
+    "predict": ["--return_predictions=false"],  # to files, not into memory
+}
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with the groups `network`, `model`, `data` and `trainer`, and one folder per run."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the network, the run's folder and our callbacks, and link what belongs together."""
+        parser.add_argument(
+            "--run", type=str, default="runs/default", help="Folder for all that the run writes."
+        )
+        parser.add_argument(
+            "--resume", action="store_true", help="Go on from the run's last checkpoint, if there is one."
+        )
+        parser.add_class_arguments(class_from_function(create_network), "network", sub_configs=True)
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(PredictionImages, "pictures")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.link_arguments("data.dataset.num_classes", "network.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.dataset.class_names", "model.class_names", apply_on="instantiate")
+        parser.link_arguments("network", "model.network", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.set_defaults(
+            {
+                "trainer.logger": False,
+                "trainer.max_epochs": 50,
+                "checkpoint.monitor": "val/miou",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Give every part its place in the run's folder."""
+        config = self.config[self.subcommand]
+        run = Path(config.run)
+        if self.subcommand == "fit":
+            last = run / "last.ckpt"
+            if last.exists() and not (config.resume or config.ckpt_path):
+                raise CrosscoopError(
+                    f"{run} already holds a run. Add --resume to go on with it, or give another folder with --run."
+                )
+            if config.resume and last.exists():
+                config.ckpt_path = str(last)
+        else:
+            config.network.pretrained = False  # the checkpoint brings all weights
+        config.trainer.default_root_dir = str(run)
+        config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
+        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        for logger in loggers:
+            if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in (None, "", "."):
+                logger.init_args.save_dir = str(run)
+        if config.trainer.sync_batchnorm:
+            config.trainer.sync_batchnorm = False
+            config.trainer.plugins = [TimmSyncBatchNorm()]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        arguments: The command and its options.
+    """
+    command, *options = arguments
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
+    TrainingCLI(
+        CooperativeSegmentation,
+        SegmentationData,
+        save_config_callback=RunFolder,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        args=[command, *QUIET.get(command, []), *remembered(command, options), *options],
+    )
+
+
+def remembered(command: str, options: Sequence[str]) -> list[str]:
+    """The configuration that a run or checkpoint brings along, for a command that was given none.
+
+    It comes before the user's own options, which therefore win.
+    """
+    given = dict(pair for pair in zip(options, [*options[1:], ""], strict=True) if pair[0].startswith("--"))
+    given |= dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)
+    run, checkpoint = given.get("--run"), given.get("--ckpt_path")
+    brought: list[str] = []
+    if command == "fit":
+        if "--resume" in given and "--config" not in given and run and (Path(run) / "config.yaml").is_file():
+            brought += ["--config", str(Path(run) / "config.yaml")]
+        return brought
+    if "--help" in given or "--print_config" in given or "-h" in options:
+        return brought
+    if checkpoint is None:
+        if run is None:
+            raise CrosscoopError(
+                f"{command} needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt_path FILE."
+            )
+        checkpoint = str(Path(run) / "best.ckpt")
+        brought += ["--ckpt_path", checkpoint]
+    if run is None:
+        brought += ["--run", str(Path(checkpoint).parent)]
+    if "--config" not in given:
+        config = read_checkpoint(checkpoint)["config"]
+        kept = {key: config[key] for key in ("seed_everything", "network", "model", "data") if key in config}
+        brought += ["--config", yaml.safe_dump(kept)]
+    return brought
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint of ours says of itself: `config`, `class_names`, `palette`.
+
+    Raises:
+        CrosscoopError: There is no such file, or it is no checkpoint of ours.
+    """
+    if not Path(path).is_file():
+        raise CrosscoopError(f"no checkpoint {path}. Give --run FOLDER or --ckpt_path FILE of a finished epoch.")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content["crosscoop"]  # type: ignore[no-any-return]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise CrosscoopError(
+            f"{path} is not a checkpoint that `crosscoop fit` wrote ({type(error).__name__}). Give one, or the "
+            "configuration with --config."
+        ) from error
