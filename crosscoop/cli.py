@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(USAGE.format(commands="\n".join(lines)))
         return
     if command == "--version":
-        from importlib.metadata import version  # noqa: PLC0415
+        from importlib.metadata import version
 
         print(f"crosscoop {version('crosscoop')}")
         return

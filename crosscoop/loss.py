@@ -21,7 +21,8 @@ class CrossEntropy(nn.Module):
 
     def __init__(self, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.register_buffer("weight", None if class_weights is None else torch.tensor(class_weights))
+        weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("weight", weight)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Figures of semantic segmentation, all from one confusion matrix over a whole data set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from torchmetrics import Metric
 class ConfusionMatrix(Metric):
     """Counts pixels by true class (row) and predicted class (column), as 64-bit whole numbers.
 
-    torchmetrics' own `MulticlassConfusionMatrix` gives the same counts; under `deterministic=True` it allocates pixels x
-    classes squared, about 6 GiB for one Cityscapes image, which `bincount` does not.
+    torchmetrics' own `MulticlassConfusionMatrix` gives the same counts; under `deterministic=True` it allocates pixels
+    x classes squared, about 6 GiB for one Cityscapes image, which `bincount` does not.
 
     Args:
-        num_classes: The number of classes; true values from there on (void) count nowhere.
+        num_classes: The number of classes; true values from there on (void) count nowhere. Predicted values from there
+            on, which a network never gives but a file may, count as wrong, in one last column.
     """
 
     full_state_update = False
@@ -25,9 +26,7 @@ class ConfusionMatrix(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.add_state(
-            "counts", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum"
-        )
+        self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, mask: Tensor) -> None:
         """Count.
@@ -36,13 +35,58 @@ class ConfusionMatrix(Metric):
             labels: `(N, H, W)` predicted class indices.
             mask: `(N, H, W)` true class indices.
         """
-        labelled = (mask >= 0) & (mask < self.num_classes)
-        pairs = mask[labelled] * self.num_classes + labels[labelled]
-        self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
+        self.counts += count_pairs(labels, mask, self.num_classes)
 
     def compute(self) -> Tensor:
-        """The counts `(num_classes, num_classes)`, summed over ranks."""
+        """The counts `(num_classes, num_classes + 1)`, summed over ranks."""
         return self.counts
+
+
+class BranchComparison(Metric):
+    """Counts how the branches and their ensemble differ, pixel by pixel: the paper's very subject.
+
+    Args:
+        num_classes: The number of classes; true values from there on count nowhere.
+    """
+
+    full_state_update = False
+    right: Tensor
+    disagreeing: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("right", torch.zeros(num_classes, 2, 2, 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("disagreeing", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, outputs: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Count.
+
+        Args:
+            outputs: Labels `(N, H, W)` of `top`, `bottom` and `ensemble`.
+            mask: `(N, H, W)` true class indices.
+        """
+        labelled = (mask >= 0) & (mask < self.num_classes)
+        true = mask[labelled]
+        labels = [outputs[name][labelled] for name in ("top", "bottom", "ensemble")]
+        case = true
+        for output in labels:
+            case = case * 2 + (output == true)
+        self.right += torch.bincount(case, minlength=self.right.numel()).view_as(self.right)
+        self.disagreeing += torch.bincount(true[labels[0] != labels[1]], minlength=self.num_classes)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Pixels `(num_classes, 2, 2, 2)` by true class and whether top, bottom, ensemble are right; and pixels
+        `(num_classes,)` on which top and bottom disagree; both summed over ranks.
+        """
+        return self.right, self.disagreeing
+
+
+def count_pairs(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """Pixels `(num_classes, num_classes + 1)` by true and predicted class, see `ConfusionMatrix`."""
+    labelled = (mask >= 0) & (mask < num_classes)
+    pairs = mask[labelled].long() * (num_classes + 1) + labels[labelled].long().clamp(max=num_classes)
+    return torch.bincount(pairs, minlength=num_classes * (num_classes + 1)).view(num_classes, num_classes + 1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +94,7 @@ class Scores:
     """The figures of one output on one split.
 
     Attributes:
-        counts: Confusion matrix `(num_classes, num_classes)`, rows true, columns predicted, on the CPU.
+        counts: Confusion matrix `(num_classes, num_classes + 1)` on the CPU, see `ConfusionMatrix`.
         class_names: One name per class.
     """
 
@@ -58,11 +102,20 @@ class Scores:
     class_names: Sequence[str]
 
     @property
+    def hits(self) -> Tensor:
+        """Right pixels per class."""
+        return self.counts.diagonal()
+
+    @property
+    def true(self) -> Tensor:
+        """Labelled pixels per class."""
+        return self.counts.sum(1)
+
+    @property
     def iou(self) -> Tensor:
         """IoU per class in [0, 1], float64; nan for classes that neither the masks nor the predictions hold."""
-        true, predicted = self.counts.sum(1), self.counts.sum(0)
-        hit = self.counts.diagonal()
-        return hit.double() / (true + predicted - hit).double()
+        predicted = self.counts.sum(0)[:-1]
+        return self.hits.double() / (self.true + predicted - self.hits).double()
 
     @property
     def miou(self) -> float:
@@ -72,7 +125,17 @@ class Scores:
     @property
     def pixel_accuracy(self) -> float:
         """Share of the labelled pixels that are right."""
-        return float(self.counts.diagonal().sum().double() / self.counts.sum().double())
+        return float(self.hits.sum().double() / self.true.sum().double())
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean over the labelled classes of the share of their pixels that are right."""
+        return float((self.hits.double() / self.true.double()).nanmean())
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean IoU, each class weighted by its labelled pixels."""
+        return float((self.iou.nan_to_num() * self.true.double()).sum() / self.true.sum().double())
 
     @property
     def absent(self) -> list[str]:
@@ -81,11 +144,19 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values; None where there is none."""
-        ious = [None if iou != iou else iou for iou in self.iou.tolist()]
-        accuracy = self.pixel_accuracy
+        figures = {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "mean_class_accuracy": self.mean_class_accuracy,
+            "frequency_weighted_iou": self.frequency_weighted_iou,
+        }
         return {
-            "miou": None if self.miou != self.miou else self.miou,
-            "pixel_accuracy": None if accuracy != accuracy else accuracy,
-            "iou_per_class": dict(zip(self.class_names, ious, strict=True)),
+            **{name: number(figure) for name, figure in figures.items()},
+            "iou_per_class": dict(zip(self.class_names, map(number, self.iou.tolist()), strict=True)),
             "absent_classes": self.absent,
         }
+
+
+def number(figure: float) -> float | None:
+    """A figure, or None for nan, which JSON has not."""
+    return None if figure != figure else figure

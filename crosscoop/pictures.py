@@ -7,11 +7,11 @@ import numpy as np
 
 from crosscoop.data.dataset import VOID, Array, Color
 
-VOID_COLOR: Color = (255, 255, 255)
+VOID_COLOR: Color = (224, 224, 192)
 
 
 def colored(labels: Array, palette: Sequence[Color]) -> Array:
-    """Class indices `(H, W)` as RGB `(H, W, 3)`; void is white."""
+    """Class indices `(H, W)` as RGB `(H, W, 3)`; void is VOC's cream."""
     colors = np.full((VOID + 1, 3), VOID_COLOR, np.uint8)
     colors[: len(palette)] = palette
     return colors[labels]
@@ -33,8 +33,8 @@ def save_comparison(
         palette: One colour per class.
         title: Stands above.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  (slow to import)
-    from matplotlib.patches import Patch  # noqa: PLC0415
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     height, width = next(iter(rows[0].values())).shape[:2]
     columns = len(rows[0])
@@ -46,7 +46,7 @@ def save_comparison(
             axis.set_title(name, fontsize=9)
             axis.axis("off")
     patches = [
-        Patch(facecolor=np.divide(color, 255), edgecolor="gray", label=name)
+        Patch(facecolor=(color[0] / 255, color[1] / 255, color[2] / 255), edgecolor="gray", label=name)
         for name, color in zip([*class_names, "void"], [*palette, VOID_COLOR], strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 11), fontsize=8)

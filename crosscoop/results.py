@@ -1,13 +1,13 @@
 """Results as people print them and programs read them."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from crosscoop.data.files import replacing
 from crosscoop.metrics import Scores
 
 
@@ -36,7 +36,7 @@ def to_table(record: Mapping[str, Any]) -> Table:
     count = f"{protocol['num_images']} images"
     if official not in (None, protocol["num_images"]):
         count += f" (official: {official})"
-    caption = f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}; IoU in per cent"
+    caption = f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}, {protocol['inference']}; IoU in per cent"
     if record["absent_classes"]:
         caption += f"; absent and left out of the mean: {', '.join(record['absent_classes'])}"
     table = Table("class", caption=caption, title=f"crosscoop {record['stage']}")
@@ -46,7 +46,10 @@ def to_table(record: Mapping[str, Any]) -> Table:
         table.add_row(class_name, *(percent(o["iou_per_class"][class_name]) for o in outputs.values()))
     table.add_section()
     table.add_row("mIoU", *(percent(output["miou"]) for output in outputs.values()), style="bold")
-    table.add_row("pixel accuracy", *(percent(output["pixel_accuracy"]) for output in outputs.values()))
+    for key in ("pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou"):
+        table.add_row(
+            key.replace("_", " ").replace("iou", "IoU"), *(percent(output[key]) for output in outputs.values())
+        )
     return table
 
 
@@ -57,7 +60,5 @@ def percent(share: float | None) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

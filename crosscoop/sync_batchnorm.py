@@ -6,6 +6,7 @@ from pytorch_lightning.plugins import LayerSync
 from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -19,12 +20,16 @@ class SyncBatchNorm(SyncBatchNormAct):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(N, C, H, W)` with the statistics of all ranks, then activate as the original layer did."""
         shared = self.training and dist.is_initialized() and dist.get_world_size() > 1
+        if self.training and not shared and x.numel() == x.shape[1]:  # no variance, see layers.BatchNorm2d
+            statistics = self.running_mean, self.running_var, self.weight, self.bias
+            return self.act(functional.batch_norm(x, *statistics, eps=self.eps))  # type: ignore[no-any-return]
         if x.device.type != "cpu" or not shared:
             activated: Tensor = super().forward(x)
             return activated
         values = x.float()
         count = torch.tensor([values.numel() / values.shape[1]], device=x.device)
-        totals = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count]))
+        sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
+        totals = all_reduce(sums)  # type: ignore[no-untyped-call]
         mean, square = (totals[:-1] / totals[-1]).chunk(2)
         variance = square - mean.square()
         if self.track_running_stats:
@@ -60,9 +65,7 @@ class TimmSyncBatchNorm(LayerSync):
 
 def synchronised(norm: _BatchNorm) -> SyncBatchNorm:
     """A synchronised batch norm that shares the parameters and statistics of `norm`."""
-    synced = SyncBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-    )
+    synced = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     synced.drop = getattr(norm, "drop", nn.Identity())
     synced.act = getattr(norm, "act", nn.Identity())
     synced.weight, synced.bias = norm.weight, norm.bias

@@ -1,7 +1,7 @@
 """The Lightning module: how a cooperative network learns and is measured."""
 
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR, SequentialLR
 
+from crosscoop.inference import Inference
 from crosscoop.loss import CrossEntropy
 from crosscoop.metrics import ConfusionMatrix, Scores
 from crosscoop.network import CooperativeNetwork
@@ -42,6 +43,7 @@ class CooperativeSegmentation(pl.LightningModule):
         scheduler: Any torch schedule by class path instead of the polynomial one, stepped with the optimiser.
         heads_lr_multiplier: Factor on the learning rate of all that is not a backbone.
         loss: The loss of one branch; the branches' losses are summed.
+        inference: How images are evaluated; the command line's group `inference`.
         channels_last: Keep maps in the channels-last layout, the faster one on GPUs with tensor cores.
         compile: Compile the network with torch.compile (the first steps take minutes).
     """
@@ -50,23 +52,24 @@ class CooperativeSegmentation(pl.LightningModule):
         self,
         network: CooperativeNetwork,
         class_names: Sequence[str],
-        optimizer: OptimizerCallable = lambda parameters: SGD(
-            parameters, lr=0.007, momentum=0.9, weight_decay=1e-4
-        ),
+        optimizer: OptimizerCallable = lambda parameters: SGD(parameters, lr=0.007, momentum=0.9, weight_decay=1e-4),
         poly_power: float = 0.9,
         warmup_steps: int = 0,
         scheduler: LRSchedulerCallable = None,  # type: ignore[assignment]
         heads_lr_multiplier: float = 1.0,
         loss: nn.Module = CrossEntropy(),  # noqa: B008
+        inference: Inference = Inference(),  # noqa: B008
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.class_names, self.loss = network, list(class_names), loss
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.inference = inference
+        self.optimizer = optimizer
+        self.scheduler: LRSchedulerCallable | None = scheduler
         self.poly_power, self.warmup_steps = poly_power, warmup_steps
         self.heads_lr_multiplier = heads_lr_multiplier
-        self.confusion = nn.ModuleDict(
+        self.confusion: Mapping[str, ConfusionMatrix] = nn.ModuleDict(  # type: ignore[assignment]
             {name: ConfusionMatrix(len(class_names)) for name in output_names(len(network.branches))}
         )
         self.scores: dict[str, Scores] = {}
@@ -96,13 +99,13 @@ class CooperativeSegmentation(pl.LightningModule):
         """Count each output's pixels."""
         self._count(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count each output's pixels."""
-        self._count(batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Count each output's pixels; the labels `(N, H, W)` go to the callbacks."""
+        return self._count(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Labels `(N, H, W)` uint8 by output name."""
-        return {name: logits.argmax(1).byte() for name, logits in self(batch["image"]).items()}
+        return self._labels(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Score the epoch."""
@@ -118,9 +121,7 @@ class CooperativeSegmentation(pl.LightningModule):
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "heads": []}
         for parameter in self.network.parameters():
             groups["backbone" if id(parameter) in backbones else "heads"].append(parameter)
-        optimizer = self.optimizer(
-            [{"params": group, "name": name} for name, group in groups.items()]  # type: ignore[arg-type]
-        )
+        optimizer = self.optimizer([{"params": group, "name": name} for name, group in groups.items()])
         optimizer.param_groups[1]["lr"] *= self.heads_lr_multiplier
         return {
             "optimizer": optimizer,
@@ -129,7 +130,7 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         if self.scheduler is not None:
-            return self.scheduler(optimizer)  # type: ignore[return-value]
+            return self.scheduler(optimizer)
         total = int(self.trainer.estimated_stepping_batches)
         poly = PolynomialLR(optimizer, max(total - self.warmup_steps, 1), self.poly_power)
         if not self.warmup_steps:
@@ -137,9 +138,14 @@ class CooperativeSegmentation(pl.LightningModule):
         warmup = LinearLR(optimizer, 1 / self.warmup_steps, total_iters=self.warmup_steps)
         return SequentialLR(optimizer, [warmup, poly], [self.warmup_steps])
 
-    def _count(self, batch: Batch) -> None:
-        for name, logits in self(batch["image"]).items():
-            self.confusion[name].update(logits.argmax(1), batch["mask"])
+    def _labels(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: logits.argmax(1).byte() for name, logits in self.inference(self, batch["image"]).items()}
+
+    def _count(self, batch: Batch) -> dict[str, Tensor]:
+        labels = self._labels(batch)
+        for name, output in labels.items():
+            self.confusion[name].update(output, batch["mask"])
+        return labels
 
     def _score(self, stage: str) -> None:
         """Log `stage/miou` of the ensemble (or of the only branch), each branch's, and IoU per class."""

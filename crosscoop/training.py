@@ -2,7 +2,9 @@
 
 import pickle
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,17 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import class_from_function
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from crosscoop.callbacks import PredictionImages, PredictionWriter, RunFolder
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
+from crosscoop.inference import Inference
 from crosscoop.network import create_network
 from crosscoop.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.task import CooperativeSegmentation
-
 
 QUIET = {
     "validate": ["--verbose=false"],  # our table instead of Lightning's
@@ -33,19 +36,19 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the network, the run's folder and our callbacks, and link what belongs together."""
-        parser.add_argument(
-            "--run", type=str, default="runs/default", help="Folder for all that the run writes."
-        )
+        parser.add_argument("--run", type=str, default="runs/default", help="Folder for all that the run writes.")
         parser.add_argument(
             "--resume", action="store_true", help="Go on from the run's last checkpoint, if there is one."
         )
         parser.add_class_arguments(class_from_function(create_network), "network", sub_configs=True)
+        parser.add_class_arguments(Inference, "inference", sub_configs=True)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionImages, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.link_arguments("data.dataset.num_classes", "network.num_classes", apply_on="instantiate")
         parser.link_arguments("data.dataset.class_names", "model.class_names", apply_on="instantiate")
         parser.link_arguments("network", "model.network", apply_on="instantiate")
+        parser.link_arguments("inference", "model.inference", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults(
             {
@@ -63,6 +66,8 @@ class TrainingCLI(LightningCLI):
         """Give every part its place in the run's folder."""
         config = self.config[self.subcommand]
         run = Path(config.run)
+        given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))  # no places yet
+        self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
         if self.subcommand == "fit":
             last = run / "last.ckpt"
             if last.exists() and not (config.resume or config.ckpt_path):
@@ -81,7 +86,8 @@ class TrainingCLI(LightningCLI):
                 logger.init_args.save_dir = str(run)
         if config.trainer.sync_batchnorm:
             config.trainer.sync_batchnorm = False
-            config.trainer.plugins = [TimmSyncBatchNorm()]
+            plugins = config.trainer.plugins or []
+            config.trainer.plugins = [*(plugins if isinstance(plugins, list) else [plugins]), TimmSyncBatchNorm()]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -92,14 +98,27 @@ def main(arguments: Sequence[str]) -> None:
     """
     command, *options = arguments
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
-    TrainingCLI(
-        CooperativeSegmentation,
-        SegmentationData,
-        save_config_callback=RunFolder,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        args=[command, *QUIET.get(command, []), *remembered(command, options), *options],
-    )
+    try:
+        TrainingCLI(
+            CooperativeSegmentation,
+            SegmentationData,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False},
+            args=[command, *QUIET.get(command, []), *remembered(command, options), *options],
+        )
+    except ArgumentError as error:
+        raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
+    except MisconfigurationException as error:
+        raise CrosscoopError(str(error)) from error
+    except RuntimeError as error:
+        complaint, _, mismatches = str(error).partition("\n")
+        if "loading state_dict" not in complaint:
+            raise
+        raise CrosscoopError(
+            f"The checkpoint does not fit the network:\n{mismatches.partition(chr(10))[0]}\nLeave the options of "
+            "network, and the classes of data.dataset, as they were in training."
+        ) from error
 
 
 def remembered(command: str, options: Sequence[str]) -> list[str]:
@@ -107,10 +126,12 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
 
     It comes before the user's own options, which therefore win.
     """
-    given = dict(pair for pair in zip(options, [*options[1:], ""], strict=True) if pair[0].startswith("--"))
+    given = dict(pair for pair in pairwise([*options, ""]) if pair[0].startswith("--"))
     given |= dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)
     run, checkpoint = given.get("--run"), given.get("--ckpt_path")
     brought: list[str] = []
+    if checkpoint:
+        read_checkpoint(checkpoint, "state_dict")  # before Lightning does, whose complaint is a stack trace
     if command == "fit":
         if "--resume" in given and "--config" not in given and run and (Path(run) / "config.yaml").is_file():
             brought += ["--config", str(Path(run) / "config.yaml")]
@@ -133,8 +154,8 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
     return brought
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """What a checkpoint of ours says of itself: `config`, `class_names`, `palette`.
+def read_checkpoint(path: str, key: str = "crosscoop") -> dict[str, Any]:
+    """An entry of a checkpoint; by default what one of ours says of itself: `config`, `class_names`, `palette`.
 
     Raises:
         CrosscoopError: There is no such file, or it is no checkpoint of ours.
@@ -143,7 +164,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise CrosscoopError(f"no checkpoint {path}. Give --run FOLDER or --ckpt_path FILE of a finished epoch.")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content["crosscoop"]  # type: ignore[no-any-return]
+        return content[key]  # type: ignore[no-any-return]
     except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
         raise CrosscoopError(
             f"{path} is not a checkpoint that `crosscoop fit` wrote ({type(error).__name__}). Give one, or the "

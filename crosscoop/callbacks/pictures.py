@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from crosscoop.data.dataset import Array
 from crosscoop.data.datamodule import SegmentationData
+from crosscoop.data.dataset import Array
 from crosscoop.pictures import colored, save_comparison
 from crosscoop.task import CooperativeSegmentation
 
@@ -60,6 +60,8 @@ class PredictionImages(pl.Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = list(self._rows(trainer, pl_module))
+        if not rows:
+            return
         title = f"{type(data.dataset).__name__}, {len(rows)} images of the split"
         path = Path(trainer.default_root_dir) / "predictions.png"
         save_comparison(path, rows, data.dataset.class_names, data.dataset.palette, title)
@@ -83,7 +85,7 @@ class PredictionImages(pl.Callback):
             }
 
     def _to_wandb(self, logger: WandbLogger, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        import wandb  # noqa: PLC0415  (an optional extra)
+        import wandb
 
         assert isinstance(module, CooperativeSegmentation)
         class_labels = dict(enumerate([*module.class_names]))

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-from PIL import Image
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from crosscoop.data.dataset import VOID, Array, Color
+from crosscoop.data.files import write_mask
+from crosscoop.errors import CrosscoopError
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -36,18 +35,11 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write a batch."""
-        labels = prediction.get(self.output, list(prediction.values())[-1]).cpu().numpy()
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "predictions")
+        output = self.output if len(prediction) > 1 else "network"
+        if output not in prediction:
+            raise CrosscoopError(f"predictions.output: got {output!r}, expected one of {', '.join(prediction)}.")
+        labels = prediction[output].cpu().numpy()
         palette = trainer.datamodule.dataset.palette  # type: ignore[attr-defined]
         for name, label in zip(batch["name"], labels, strict=True):
-            path = (Path(self.folder or Path(trainer.default_root_dir) / "predictions") / name).with_suffix("")
-            write_labels(path.parent / f"{Path(name).name}.png", label, palette)
-
-
-def write_labels(path: Path, labels: Array, palette: Sequence[Color]) -> None:
-    """Write `(H, W)` class indices as an 8-bit palette PNG; void is black."""
-    colors = np.zeros((VOID + 1, 3), np.uint8)
-    colors[: len(palette)] = palette
-    image = Image.fromarray(labels)
-    image.putpalette(colors.tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+            write_mask(folder / f"{name}.png", label, palette)

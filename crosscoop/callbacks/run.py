@@ -7,7 +7,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
@@ -25,12 +24,11 @@ class RunFolder(pl.Callback):
     used without any other file.
 
     Args:
-        parser: The command's parser.
-        config: The command's configuration.
+        config: The command's configuration, as plain values.
     """
 
-    def __init__(self, parser: ArgumentParser, config: Namespace) -> None:
-        self.config: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
         self.losses: list[Tensor] = []
@@ -63,7 +61,7 @@ class RunFolder(pl.Callback):
             self._report(trainer, pl_module, "validate")
             return
         record = self._record(trainer, pl_module, "fit")
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {"seconds": time.monotonic() - self.started, "train/loss": self._mean_loss()}
         for name, figures in record["outputs"].items():
             row |= {f"val/miou/{name}": figures["miou"], f"val/pixel_accuracy/{name}": figures["pixel_accuracy"]}
@@ -118,7 +116,8 @@ class RunFolder(pl.Callback):
         assert isinstance(module, CooperativeSegmentation)
         data = trainer.datamodule  # type: ignore[attr-defined]
         split = data.dataset.test_split if stage == "test" else data.dataset.val_split
-        return to_record(stage, module.scores, data.protocol(split))
+        protocol = {**data.protocol(split), "inference": module.inference.describe()}
+        return to_record(stage, module.scores, protocol)
 
     def _mean_loss(self) -> float:
         return sum(float(loss) for loss in self.losses) / max(len(self.losses), 1)

@@ -21,8 +21,8 @@ class Augmentation:
     """
 
     def __init__(self, crop_size: int, scale: Sequence[float], flip: bool, photometric: bool) -> None:
-        import albumentations as A  # noqa: N812, PLC0415  (slow to import: the command line's help needs none)
-        import cv2  # noqa: PLC0415
+        import albumentations as A  # noqa: N812  (slow to import: the command line's help needs none)
+        import cv2
 
         low, high = scale
         steps = [
@@ -32,9 +32,7 @@ class Augmentation:
                 mask_interpolation=cv2.INTER_NEAREST_EXACT,
                 p=1,
             ),
-            A.PadIfNeeded(
-                crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=VOID, p=1
-            ),
+            A.PadIfNeeded(crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=VOID, p=1),
             A.RandomCrop(crop_size, crop_size, p=1),
         ]
         if flip:
@@ -61,7 +59,7 @@ class Augmentation:
 
 def resized(image: Array, mask: Array | None, size: Sequence[int]) -> tuple[Array, Array | None]:
     """Resize image (bilinear) and mask (nearest) to `size`, height and width in pixels."""
-    import cv2  # noqa: PLC0415
+    import cv2
 
     height, width = size
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -62,9 +62,7 @@ class CamVid(SegmentationDataset):
             CrosscoopError: The list or one of its files is missing.
         """
         source = Path(self.root) / f"{split}.txt"
-        lookup = lookup_table(
-            {value: value if value < self.num_classes else VOID for value in range(12)}
-        )  # 11 is void
+        lookup = lookup_table({value: value if value < self.num_classes else VOID for value in range(12)})  # 11 is void
         return check_samples(
             [
                 FileSample(image.stem, _existing(image), mask, self.num_classes, lookup)

@@ -10,9 +10,7 @@ from crosscoop.data.dataset import VOID, Array, SegmentationDataset
 from crosscoop.data.files import FileSample, check_samples, lookup_table
 from crosscoop.errors import CrosscoopError
 
-_EVALUATED = sorted(
-    (c for c in Official.classes if c.train_id not in (-1, VOID)), key=lambda c: int(c.train_id)
-)
+_EVALUATED = sorted((c for c in Official.classes if c.train_id not in (-1, VOID)), key=lambda c: int(c.train_id))
 
 LABEL_TO_TRAIN: Array = lookup_table(
     {c.id: VOID if c.train_id == -1 else c.train_id for c in Official.classes if c.id >= 0}

@@ -61,9 +61,7 @@ class SegmentationData(pl.LightningDataModule):
             if value < least:
                 raise CrosscoopError(f"data.{option}: got {value}, expected at least {least}.")
         if not 0 < scale[0] <= scale[1]:
-            raise CrosscoopError(
-                f"data.scale: got {list(scale)}, expected [smallest, largest], both above 0."
-            )
+            raise CrosscoopError(f"data.scale: got {list(scale)}, expected [smallest, largest], both above 0.")
         self.dataset = dataset
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
@@ -80,7 +78,7 @@ class SegmentationData(pl.LightningDataModule):
             "split": split,
             "num_images": count,
             "official_num_images": official,
-            "evaluation": f"{region} {size}, single scale, no flip",
+            "evaluation": f"{region} {size}",
         }
 
     def train_dataloader(self) -> DataLoader[Item]:

@@ -79,21 +79,15 @@ class Folder(SegmentationDataset):
                 f"the {count} classes and none of them in void; correct them"
             )
         if wrong := sorted(value for value in {*values, *ignored} if not 0 <= value <= 255):
-            raise CrosscoopError(
-                f"mask_values and void: got {shorten(wrong)}, expected 0 to 255; correct them"
-            )
+            raise CrosscoopError(f"mask_values and void: got {shorten(wrong)}, expected 0 to 255; correct them")
         for name, split in splits.items():
             if (split.images is None) == (split.list is None) or (split.list and split.masks):
-                raise CrosscoopError(
-                    f'splits: got "{name}" as {split}, expected images (and masks), or list; give one'
-                )
+                raise CrosscoopError(f'splits: got "{name}" as {split}, expected images (and masks), or list; give one')
         self.root = root
         self.class_names = class_names
         self.splits = splits
         self.palette = colormap(count) if palette is None else palette
-        self.lookup = lookup_table(
-            {value: index for index, value in enumerate(values)} | dict.fromkeys(ignored, VOID)
-        )
+        self.lookup = lookup_table({value: index for index, value in enumerate(values)} | dict.fromkeys(ignored, VOID))
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split
@@ -108,9 +102,7 @@ class Folder(SegmentationDataset):
             CrosscoopError: The split is unknown, or its files are missing or doubled.
         """
         if split not in self.splits:
-            raise CrosscoopError(
-                f'splits: got "{split}", expected one of {", ".join(self.splits)}; add it to splits'
-            )
+            raise CrosscoopError(f'splits: got "{split}", expected one of {", ".join(self.splits)}; add it to splits')
         root, where = Path(self.root), self.splits[split]
         if where.list is not None:
             source = root / where.list

@@ -70,9 +70,7 @@ class EvaluationSet(Dataset[Item]):
         center_crop: Side of the central square; None for whole images.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], resize: Sequence[int] | None, center_crop: int | None
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], resize: Sequence[int] | None, center_crop: int | None) -> None:
         self.samples, self.resize, self.center_crop = samples, resize, center_crop
 
     def __len__(self) -> int:

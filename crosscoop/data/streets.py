@@ -1,9 +1,10 @@
-"""The embedded data set: street scenes drawn on the fly from a seed, so that everything runs undownloaded."""
+"""The embedded data set: street scenes drawn on the fly from a seed; everything runs without a download."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import copysign, exp
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,32 +13,39 @@ from numpy.typing import NDArray
 from crosscoop.data.dataset import VOID, Array, SegmentationDataset
 from crosscoop.errors import CrosscoopError
 
-Floats = NDArray[np.float64]
+Panel = NDArray[np.float64]
+"""A parallelogram in the street: a homography `(3, 3)` from fractions of its sides to 1/16 pixels."""
+
+Shape = NDArray[np.float64]
+"""Polygons `(N, K, 2)` on a panel, whose left bottom corner is (0, 0) and whose right top corner is (1, 1)."""
+
+Tint = NDArray[np.float64]
+"""A colour `(3,)` of floats; it may leave 0 to 255 until it is painted."""
 
 SPLITS = ("train", "val", "test")
 
-# Surfaces first, then the things that stand on them: `Canvas.outline` relies on this order.
+# Surfaces first, then the things that stand on them: `Canvas.annotate` relies on this order.
 SKY, ROAD, MARKING, PAVEMENT, BUILDING, WALL, TREE, POLE, SIGN, PERSON, CAR, BUS = range(12)
 
 # fmt: off
 # Classes share colours on purpose, so that a pixel's colour does not tell its class: clothes, cars, shops and
 # signs are PAINTS; facades, walls, pavements and some buses are STONES; every window is GLASS.
-PAINTS = np.array([(185, 35, 40), (35, 75, 160), (230, 190, 50), (232, 232, 228), (36, 36, 42), (128, 132, 138)])
+WHITE, DARK = np.array([232, 232, 228]), np.array([30, 30, 34])
+PAINTS = np.array([(185, 35, 40), (35, 75, 160), (230, 190, 50), WHITE, DARK, (128, 132, 138)])
 STONES = np.array([(150, 142, 132), (178, 150, 120), (132, 84, 68), (190, 186, 176), (112, 112, 116)])
 GREENS = np.array([(62, 96, 46), (88, 112, 52), (46, 76, 46), (142, 112, 48)])
 GLASS = np.array([(62, 76, 92), (32, 36, 46), (152, 180, 205)])
 SKINS = np.array([(225, 180, 150), (160, 110, 80), (90, 60, 45)])
 ASPHALTS = np.array([(92, 92, 96), (112, 112, 116), (72, 74, 80)])
-SKIES = np.array([  # at the zenith and at the horizon
-    [(90, 140, 215), (205, 220, 232)], [(190, 195, 200), (212, 214, 214)], [(90, 95, 150), (238, 185, 140)],
-])
-DARK = np.array([26, 26, 28])
+SKIES = np.array([[(90, 140, 215), (205, 220, 232)],  # at the zenith and at the horizon
+                  [(190, 195, 200), (212, 214, 214)],
+                  [(90, 95, 150), (238, 185, 140)]])
 
-# Shapes: polygons `(N, K, 2)` on a panel whose left bottom corner is (0, 0) and whose right top corner is (1, 1).
 ANGLES = np.arange(16) * np.pi / 8
 ROUND = 0.5 + 0.5 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)[None]
-SQUARE = np.array([[(0, 0), (1, 0), (1, 1), (0, 1)]], dtype=float)
-TRIANGLE, DIAMOND = np.array([[(0, 0), (1, 0), (0.5, 1)]]), np.array([[(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)]])
+SQUARE = np.array([[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]])
+TRIANGLE = np.array([[(0, 0), (1, 0), (0.5, 1)]])
+DIAMOND = np.array([[(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)]])
 LEGS = np.array([[(0.1, 0), (0.35, 0), (0.5, 0.35), (0.65, 0), (0.9, 0), (0.75, 0.5), (0.25, 0.5)]])
 TORSO = np.array([[(0.2, 0.42), (0.8, 0.42), (1, 0.5), (0.8, 0.85), (0.2, 0.85), (0, 0.5)]])
 # fmt: on
@@ -48,73 +56,69 @@ NEAR, FAR = 2.0, 80.0  # metres ahead at which the street begins and ends
 
 
 @lru_cache(maxsize=256)
-def grid(columns: int, rows: int, width: float, height: float) -> Floats:
-    """Rectangles `(columns * rows, 4, 2)`, each amid its cell and filling these fractions of it."""
+def grid(columns: int, rows: int, width: float, height: float) -> Shape:
+    """Rectangles, each in the middle of its cell and filling these fractions of it."""
     cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 1, 2)
-    rectangles: Floats = (cells + 0.5 + (SQUARE - 0.5) * (width, height)) / (columns, rows)
+    rectangles: Shape = (cells + 0.5 + (SQUARE - 0.5) * (width, height)) / (columns, rows)
     return rectangles
 
 
-def part(panel: Floats, left: float, bottom: float, right: float, top: float) -> Floats:
+def part(panel: Panel, left: float, bottom: float, right: float, top: float) -> Panel:
     """The panel between two corners, given as fractions of a panel."""
-    inner: Floats = panel @ np.array([[right - left, 0, left], [0, top - bottom, bottom], [0, 0, 1]])
+    inner: Panel = panel @ np.array([[right - left, 0, left], [0, top - bottom, bottom], [0, 0, 1]])
     return inner
 
 
 class Canvas:
     """An image and its mask, drawn together through one camera in one light; later paint covers earlier.
 
-    What is drawn lies on panels: parallelograms in the street, in metres, with x to the right of the middle of
-    the road, y up from the ground and z ahead of the camera. A panel is a homography `(3, 3)` from fractions of
-    itself to pixels. Only that depends on the size of the image: a scene shows the same street at any size.
+    Everything is in metres, with x to the right of the middle of the road, y up from the ground and z ahead of
+    the camera; only the camera knows how large the image is, so that a scene is the same street at any size.
     """
 
     def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.image: Array = np.empty((height, width, 3), np.uint8)
-        self.mask: Array = np.full((height, width), SKY, np.uint8)
+        self.pixels: Array = np.empty((height, width, 4), np.uint8)  # red, green, blue and the class
         self.road = rng.uniform(3.2, 6.5)  # metres from the middle of the road to its edge
         self.front = self.road + rng.uniform(1.5, 4)  # and to the houses
         self.x = self.road / 2 + rng.uniform(-0.4, 0.4)  # and to the camera
         self.horizon, vanish = height * rng.uniform(0.38, 0.52), width / 2 + height * rng.uniform(-0.2, 0.2)
-        camera = [[FOCAL * height, 0, vanish], [0, -FOCAL * height, self.horizon], [0, 0, 1]]
-        self.camera: Floats = np.diag([16, 16, 1]) @ camera  # OpenCV takes 1/16 pixels for `shift=4`
+        camera = np.array([[FOCAL * height, 0, vanish], [0, -FOCAL * height, self.horizon], [0, 0, 1]])
+        self.camera: Panel = np.diag([16, 16, 1]) @ camera  # OpenCV takes 1/16 pixels for `shift=4`
         self.sky, self.haze = self.pick(SKIES)
         self.visibility = rng.uniform(60, 250)
         self.taken: dict[float, float] = {}  # metres ahead at which the last vehicle of a lane begins
 
-    def pick(self, palette: NDArray[np.int_]) -> Floats:
+    def pick(self, palette: NDArray[np.int_]) -> Tint:
         """A random colour of a palette, a little off."""
-        color: Floats = palette[int(self.rng.random() * len(palette))] + 8 * self.rng.standard_normal(3)
+        color: Tint = palette[int(self.rng.random() * len(palette))] + 8 * self.rng.standard_normal(3)
         return color
 
-    def upright(
-        self, x: float, z: float, width: float, height: float, y: float = 0, length: float = 0
-    ) -> Floats:
+    def upright(self, x: float, z: float, width: float, height: float, y: float = 0, length: float = 0) -> Panel:
         """A panel that stands: facing the camera if it has a width, along the street if it has a length."""
-        return self.camera @ np.array([[width, 0, x - self.x], [0, height, y - EYE], [length, 0, z]])
+        panel: Panel = self.camera @ np.array([[width, 0, x - self.x], [0, height, y - EYE], [length, 0, z]])
+        return panel
 
-    def flat(self, x: float, z: float, width: float, length: float, y: float = 0, skew: float = 0) -> Floats:
+    def flat(self, x: float, z: float, width: float, length: float, y: float = 0, skew: float = 0) -> Panel:
         """A panel that lies."""
-        return self.camera @ np.array([[width, 0, x - self.x], [0, 0, y - EYE], [skew, length, z]])
+        panel: Panel = self.camera @ np.array([[width, 0, x - self.x], [0, 0, y - EYE], [skew, length, z]])
+        return panel
 
-    def paint(self, panel: Floats, shape: Floats, color: Floats, label: int | None = None) -> None:
-        """Fills a shape; without a label the mask stays as it is."""
-        self.fill(cv2.perspectiveTransform(shape, panel).astype(np.int32), panel[2, 2], color, label)
+    def paint(self, panel: Panel, shape: Shape, color: Tint, label: int) -> None:
+        """Fills a shape on a panel."""
+        self.fill(cv2.perspectiveTransform(shape, panel), panel[2, 2], color, label)
 
-    def box(self, floor: Floats, roof: Floats, color: Floats, label: int) -> None:
+    def box(self, floor: Panel, roof: Panel, color: Tint, label: int) -> None:
         """Fills the silhouette of the solid between two panels."""
         corners = np.hstack([cv2.perspectiveTransform(SQUARE, panel) for panel in (floor, roof)])
-        hull = cv2.convexHull(corners.astype(np.int32))
+        hull = cv2.convexHull(corners.astype(np.float32))
         self.fill(hull.reshape(1, -1, 2), floor[2, 2], color, label)
 
-    def fill(self, pixels: NDArray[np.int32], depth: float, color: Floats, label: int | None) -> None:
-        """Fills polygons `(N, K, 2)` given in 1/16 pixel, in a colour that fades into the haze with depth."""
+    def fill(self, points: Shape, depth: float, color: Tint, label: int) -> None:
+        """Fills polygons given in 1/16 pixels, in a colour that fades into the haze with depth."""
         color = self.haze + (color - self.haze) * exp(-depth / self.visibility)
-        polygons = list(pixels)
-        cv2.fillPoly(self.image, polygons, color.tolist(), cv2.LINE_AA, 4)
-        if label is not None:
-            cv2.fillPoly(self.mask, polygons, label, cv2.LINE_8, 4)
+        polygons: Any = points.astype(np.int32)  # OpenCV's stubs want a list, which is slower
+        cv2.fillPoly(self.pixels, polygons, (*color.tolist(), label), cv2.LINE_8, 4)
 
     def take(self, lane: float, z: float, length: float) -> bool:
         """Reserves a stretch of a lane for a vehicle; False if it is taken. Vehicles come from far to near."""
@@ -123,53 +127,53 @@ class Canvas:
             self.taken[lane] = z
         return free
 
-    def outline(self) -> None:
-        """Makes a border around each thing void, one pixel at 128 rows, as in Pascal VOC."""
-        size = 1 + 2 * round(len(self.mask) / 128)
-        grown = cv2.dilate(self.mask, np.ones((size, size), np.uint8))  # the highest class nearby
-        self.mask[(grown != self.mask) & (grown >= POLE)] = VOID
-
-    def expose(self) -> None:
-        """Makes a photograph of the drawing: blur, stains and noise, exposure and colour cast."""
-        height, width = self.mask.shape
-        image = cv2.GaussianBlur(self.image, (0, 0), height / 128 * self.rng.uniform(0.3, 0.9))
+    def photograph(self) -> Array:
+        """The image: the drawing through a lens, with stains and noise, exposure and colour cast."""
+        height, width, _ = self.pixels.shape
+        image = cv2.cvtColor(self.pixels, cv2.COLOR_RGBA2RGB)
+        image = cv2.GaussianBlur(image, (0, 0), height / 128 * self.rng.uniform(0.4, 0.9))
         for rows, strength in ((6, 0.25), (32, 0.15), (height, self.rng.uniform(0.03, 0.15))):
             grain = self.rng.integers(0, 256, (rows, max(1, rows * width // height)), np.uint8)
             grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
             grain = cv2.cvtColor(grain, cv2.COLOR_GRAY2RGB)
             cv2.addWeighted(image, 1, grain, strength, -128 * strength, image)
-        levels = np.linspace(0, 1, 256)[:, None] ** self.rng.uniform(0.75, 1.7) * self.rng.uniform(
-            0.85, 1.1, 3
-        )
-        self.image = cv2.LUT(image, (255 * levels.clip(0, 1)).astype(np.uint8)[None])
+        levels = np.linspace(0, 1, 256)[:, None] ** self.rng.uniform(0.75, 1.7) * self.rng.uniform(0.85, 1.1, 3)
+        photograph: Array = cv2.LUT(image, (255 * levels.clip(0, 1)).astype(np.uint8)[None])
+        return photograph
+
+    def annotate(self) -> Array:
+        """The mask: the classes, with a void border around each thing as in VOC, one pixel at 128 rows."""
+        mask: Array = cv2.extractChannel(self.pixels, 3)
+        size = 1 + 2 * round(len(mask) / 128)
+        grown = cv2.dilate(mask, np.ones((size, size), np.uint8))  # the highest class nearby
+        mask[(grown != mask) & (grown >= POLE)] = VOID
+        return mask
 
 
 def paint_sky(canvas: Canvas) -> None:
-    """A gradient with clouds."""
-    height, width = canvas.mask.shape
+    """A gradient from the zenith to the horizon."""
+    height, width, _ = canvas.pixels.shape
     blend = (np.arange(height) / canvas.horizon).clip(0, 1)[:, None, None]
-    column = (canvas.sky + (canvas.haze - canvas.sky) * blend).clip(0, 255).astype(np.uint8)
-    canvas.image = cv2.resize(column, (width, height), interpolation=cv2.INTER_NEAREST)
-    for x in canvas.rng.uniform(-250, 200, canvas.rng.integers(5)):
-        y, width = canvas.rng.uniform(20, 110), canvas.rng.uniform(40, 150)
-        canvas.paint(canvas.upright(x, 300, width, width / 5, y), ROUND, canvas.haze + 12)
+    column = np.append(canvas.sky + (canvas.haze - canvas.sky) * blend, np.full_like(blend, SKY), axis=2)
+    canvas.pixels = cv2.resize(column.clip(0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 def paint_ground(canvas: Canvas) -> None:
     """The pavement with its joints and a kerb as white as markings, and the road with its patches."""
     rng, road, front, stone = canvas.rng, canvas.road, canvas.front, canvas.pick(STONES)
+    kerb = WHITE - canvas.rng.uniform(10, 60)
     canvas.paint(canvas.flat(-300, NEAR, 600, 500), SQUARE, stone, PAVEMENT)
-    canvas.paint(canvas.flat(-front, NEAR, 2 * front, 50), grid(1, 40, 1, 0.06), stone - 30)
-    canvas.paint(canvas.flat(-road - 0.25, NEAR, 2 * road + 0.5, 500), SQUARE, canvas.pick(PAINTS[3:4]) - 30)
+    canvas.paint(canvas.flat(-front, NEAR, 2 * front, 50), grid(1, 40, 1, 0.06), stone - 30, PAVEMENT)
+    canvas.paint(canvas.flat(-road - 0.25, NEAR, 2 * road + 0.5, 500), SQUARE, kerb, PAVEMENT)
     canvas.paint(canvas.flat(-road, NEAR, 2 * road, 500), SQUARE, canvas.pick(ASPHALTS), ROAD)
     for z in rng.uniform(4, 30, 4):
         patch = canvas.flat(rng.uniform(-road, road - 2), z, 2, rng.uniform(1, 6))
-        canvas.paint(patch, SQUARE, canvas.pick(ASPHALTS))
+        canvas.paint(patch, SQUARE, canvas.pick(ASPHALTS), ROAD)
 
 
 def paint_markings(canvas: Canvas) -> None:
     """Lines, dashed or not, and perhaps a zebra crossing."""
-    rng, road, white = canvas.rng, canvas.road, canvas.pick(PAINTS[3:4]) - canvas.rng.uniform(0, 60)
+    rng, road, white = canvas.rng, canvas.road, WHITE - canvas.rng.uniform(0, 60)
     edges, lanes = [road - 0.5, 0.5 - road], [road / 2, -road / 2]
     for x in [0, *edges * (rng.random() < 0.5), *lanes * (road > 5.5)]:
         dashes = grid(1, 16, 1, (0.5, 1)[rng.integers(2)])
@@ -180,41 +184,42 @@ def paint_markings(canvas: Canvas) -> None:
 
 
 def paint_shadows(canvas: Canvas) -> None:
-    """Shadows of houses across the street, as dark as the dark cars; what they fall on shows through."""
-    rng, lit = canvas.rng, canvas.image.copy()
+    """Shadows of houses across the street, as dark as a dark car; they darken what they fall on."""
+    rng, lit = canvas.rng, canvas.pixels.copy()
     reach = copysign(rng.uniform(2, 2.5 * canvas.front), rng.random() - 0.5)
     ground = canvas.flat(-copysign(canvas.front, reach), NEAR, reach, 40, skew=rng.uniform(0, 4))
-    canvas.paint(ground, grid(1, int(rng.integers(2, 12)), 1, 0.6)[rng.integers(2) :], DARK)
-    cv2.addWeighted(lit, 0.5, canvas.image, 0.5, 0, canvas.image)
+    canvas.paint(ground, grid(1, int(rng.integers(2, 12)), 1, 0.6)[rng.integers(2) :], DARK, ROAD)
+    cv2.addWeighted(lit, 0.5, canvas.pixels, 0.5, 0, canvas.pixels)
+    canvas.pixels[..., 3] = lit[..., 3]  # a shadow has no class
 
 
-def paint_windows(canvas: Canvas, panel: Floats, columns: int, rows: int) -> None:
+def paint_windows(canvas: Canvas, panel: Panel, columns: int, rows: int, label: int) -> None:
     """Rows of windows, some of them lit: of a house or of a bus."""
     windows = grid(columns, rows, 0.65, 0.55)
-    canvas.paint(panel, windows, canvas.pick(GLASS))
-    canvas.paint(panel, windows[canvas.rng.integers(len(windows)) :: 5], canvas.pick(STONES))
+    canvas.paint(panel, windows, canvas.pick(GLASS), label)
+    canvas.paint(panel, windows[canvas.rng.integers(len(windows)) :: 5], canvas.pick(STONES), label)
 
 
-def paint_figure(canvas: Canvas, panel: Floats, label: int | None) -> None:
+def paint_figure(canvas: Canvas, panel: Panel, label: int) -> None:
     """A human figure: a person, or one on a poster."""
     canvas.paint(panel, LEGS, canvas.pick(PAINTS), label)
     canvas.paint(panel, TORSO, canvas.pick(PAINTS), label)
     canvas.paint(part(panel, 0.3, 0.84, 0.7, 1), ROUND, canvas.pick(SKINS), label)
 
 
-def paint_poster(canvas: Canvas, wall: Floats, width: float, height: float) -> None:
+def paint_poster(canvas: Canvas, wall: Panel, width: float, height: float) -> None:
     """A poster of a human figure on a wall of this size."""
     left, bottom = canvas.rng.uniform(0.1, 0.7), canvas.rng.uniform(0.3, 2) / height
     poster = part(wall, left, bottom, left + 1.6 / width, bottom + 2.4 / height)
-    canvas.paint(poster, SQUARE, canvas.pick(PAINTS))
-    paint_figure(canvas, part(poster, 0.3, 0.1, 0.7, 0.9), None)
+    canvas.paint(poster, SQUARE, canvas.pick(PAINTS), BUILDING)
+    paint_figure(canvas, part(poster, 0.3, 0.1, 0.7, 0.9), BUILDING)
 
 
-def paint_board(canvas: Canvas, panel: Floats, label: int) -> None:
+def paint_board(canvas: Canvas, panel: Panel, label: int) -> None:
     """A board of some shape with a field inside: a traffic sign, or the sign of a shop."""
     shape = (SQUARE, ROUND, TRIANGLE, DIAMOND)[canvas.rng.integers(4)]
     canvas.paint(panel, shape, canvas.pick(PAINTS), label)
-    canvas.paint(part(panel, 0.22, 0.2, 0.78, 0.75), shape, canvas.pick(PAINTS))
+    canvas.paint(part(panel, 0.22, 0.2, 0.78, 0.75), shape, canvas.pick(PAINTS), label)
 
 
 def paint_crown(canvas: Canvas, x: float, z: float, size: float, y: float) -> None:
@@ -222,8 +227,8 @@ def paint_crown(canvas: Canvas, x: float, z: float, size: float, y: float) -> No
     rng, color, panel = canvas.rng, canvas.pick(GREENS), canvas.upright(x - size / 2, z, size, size, y)
     canvas.paint(panel, 0.5 + (ROUND - 0.5) * rng.uniform(0.7, 1.05, (16, 1)), color, TREE)
     leaves = rng.normal(0.5, 0.16, (30, 1, 2)) + (ROUND[:, ::4] - 0.5) * rng.uniform(0.05, 0.22, (30, 1, 1))
-    canvas.paint(panel, leaves[::2], color - 22)
-    canvas.paint(panel, leaves[1::2], color + 22)
+    canvas.paint(panel, leaves[::2], color - 22, TREE)
+    canvas.paint(panel, leaves[1::2], color + 22, TREE)
 
 
 def paint_house(canvas: Canvas, x: float, z: float, length: float) -> None:
@@ -232,10 +237,10 @@ def paint_house(canvas: Canvas, x: float, z: float, length: float) -> None:
     gable, front = canvas.upright(x, z, depth, height), canvas.upright(x, z, 0, height, length=length)
     canvas.paint(gable, SQUARE, color - 15, BUILDING)
     canvas.paint(front, SQUARE, color, BUILDING)
-    paint_windows(canvas, part(front, 0, 3 / height, 1, 1), 1 + int(length / 2.5), int(height / 3))
+    paint_windows(canvas, part(front, 0, 3 / height, 1, 1), 1 + int(length / 2.5), int(height / 3), BUILDING)
     if rng.random() < 0.5:
-        canvas.paint(part(front, 0.05, 0, 0.95, 2.3 / height), grid(3, 1, 0.8, 0.9), canvas.pick(GLASS))
-        canvas.paint(part(front, 0, 2.3 / height, 1, 3 / height), SQUARE, canvas.pick(PAINTS))
+        canvas.paint(part(front, 0.05, 0, 0.95, 2.3 / height), grid(3, 1, 0.8, 0.9), canvas.pick(GLASS), BUILDING)
+        canvas.paint(part(front, 0, 2.3 / height, 1, 3 / height), SQUARE, canvas.pick(PAINTS), BUILDING)
         paint_board(canvas, canvas.upright(x - 0.4, z + length / 2, 0.9, 0.9, 2.6), BUILDING)
     else:
         paint_poster(canvas, *((gable, depth) if rng.random() < 0.5 else (front, length)), height)
@@ -249,16 +254,16 @@ def paint_garden(canvas: Canvas, x: float, z: float, length: float) -> None:
     color, label = (canvas.pick(STONES), WALL) if rng.random() < 0.75 else (canvas.pick(GREENS), TREE)
     panel = canvas.upright(x, z, 0, rng.uniform(0.8, 2.6), length=length)
     canvas.paint(panel, SQUARE, color, label)
-    canvas.paint(panel, grid(1, 4, 1, 0.08), color - 25)
+    canvas.paint(panel, grid(1, 4, 1, 0.08), color - 25, label)
 
 
 def paint_frontage(canvas: Canvas) -> None:
     """Houses across the end of the street, and houses and gardens along its sides."""
     rng = canvas.rng
-    for x in range(-60, 60, 30):
-        house = canvas.upright(x, FAR, 30, rng.uniform(5, 20))
-        canvas.paint(house, SQUARE, canvas.pick(STONES), BUILDING)
-        paint_windows(canvas, house, 8, 4)
+    for x in (-60.0, -30.0, 0.0, 30.0):
+        across = canvas.upright(x, FAR, 30, rng.uniform(5, 20))
+        canvas.paint(across, SQUARE, canvas.pick(STONES), BUILDING)
+        paint_windows(canvas, across, 8, 4, BUILDING)
     for x in (-canvas.front, canvas.front):
         z = FAR
         while z > NEAR:
@@ -291,7 +296,7 @@ def paint_sign(canvas: Canvas, x: float, z: float) -> None:
         paint_board(canvas, board, SIGN)
     else:
         canvas.paint(part(board, 0.2, 0, 0.8, 1.5), SQUARE, DARK, SIGN)
-        canvas.paint(part(board, 0.3, 0.1, 0.7, 0.5), ROUND, canvas.pick(PAINTS[:3]))
+        canvas.paint(part(board, 0.3, 0.1, 0.7, 0.5), ROUND, canvas.pick(PAINTS[:3]), SIGN)
 
 
 def paint_person(canvas: Canvas, x: float, z: float) -> None:
@@ -308,13 +313,13 @@ def paint_clutter(canvas: Canvas, x: float, z: float) -> None:
 
 
 def paint_body(
-    canvas: Canvas, x: float, z: float, width: float, height: float, length: float, color: Floats, label: int
-) -> tuple[Floats, Floats]:
-    """The body of a vehicle and the wheels of its long sides; returns its side and its end, as far as seen."""
+    canvas: Canvas, x: float, z: float, width: float, height: float, length: float, color: Tint, label: int
+) -> tuple[Panel, Panel]:
+    """The body of a vehicle with wheels under its long faces; returns its side and its end."""
     left = x - width / 2
     side = canvas.upright(x + copysign(width / 2, canvas.x - x), z, 0, height, 0.3, length)
     end = canvas.upright(left, z, width, height, 0.3)
-    canvas.paint(canvas.flat(left - 0.2, z - 0.1, width + 0.4, length), SQUARE, DARK)  # the shadow beneath
+    canvas.paint(canvas.flat(left - 0.2, z - 0.1, width + 0.4, length), SQUARE, DARK, ROAD)  # its shadow
     canvas.paint(canvas.flat(left, z, width, length, 0.3 + height), SQUARE, color, label)
     for face, extent, tone in ((side, length, 0.8), (end, width, 1)):
         canvas.paint(face, SQUARE, color * tone, label)
@@ -330,28 +335,23 @@ def paint_car(canvas: Canvas, x: float, z: float) -> None:
     x = copysign(canvas.road - 1.1 if parks else canvas.road / 2, x)
     if z > (4 if parks else 8) and canvas.take(x, z, 4.5):
         _, end = paint_body(canvas, x, z, 1.8, 0.65, 4.2, color, CAR)
-        canvas.paint(end, grid(2, 1, 0.35, 0.25), canvas.pick(PAINTS[:4]))
-        cabin, roof = (
-            canvas.flat(x - 0.85, z + 0.4, 1.7, 3, 0.9),
-            canvas.flat(x - 0.62, z + 1, 1.24, 1.7, 1.5),
-        )
-        canvas.box(cabin, roof, color * 0.9, CAR)
-        sill, top = (
-            canvas.flat(x - 0.8, z + 0.5, 1.6, 2.8, 0.95),
-            canvas.flat(x - 0.65, z + 0.9, 1.3, 1.8, 1.4),
-        )
-        canvas.box(sill, top, canvas.pick(GLASS), CAR)
+        canvas.paint(end, grid(2, 1, 0.35, 0.25), canvas.pick(PAINTS[:4]), CAR)
+        cabin = canvas.flat(x - 0.85, z + 0.4, 1.7, 3, 0.9)
+        canvas.box(cabin, canvas.flat(x - 0.62, z + 1, 1.24, 1.7, 1.5), color * 0.9, CAR)
+        glass = canvas.flat(x - 0.8, z + 0.5, 1.6, 2.8, 0.95)
+        canvas.box(glass, canvas.flat(x - 0.65, z + 0.9, 1.3, 1.8, 1.4), canvas.pick(GLASS), CAR)
 
 
 def paint_bus(canvas: Canvas, x: float, z: float) -> None:
     """A bus with one or two decks, along the road or across it: a facade on wheels."""
-    rng, color = canvas.rng, canvas.pick((PAINTS, STONES)[canvas.rng.integers(2)])
-    decks, x = int(rng.integers(1, 3)), copysign(canvas.road / 2, x)
-    width, height, length = (2.5, 1.2 + 1.5 * decks, 10.0)[:: rng.choice((1, 1, -1))]
+    rng, x = canvas.rng, copysign(canvas.road / 2, x)
+    color, decks = canvas.pick((PAINTS, STONES)[rng.integers(2)]), int(rng.integers(1, 3))
+    width, length = (2.5, 10.0) if rng.random() < 0.65 else (10.0, 2.5)
+    height = 1.2 + 1.5 * decks
     if z > 10 and canvas.take(x, z, length):
         faces = paint_body(canvas, x, z, width, height, length, color, BUS)
         for face, extent in zip(faces, (length, width), strict=True):
-            paint_windows(canvas, part(face, 0.03, 0.8 / height, 0.97, 0.95), int(extent / 1.2), decks)
+            paint_windows(canvas, part(face, 0.03, 0.8 / height, 0.97, 0.95), int(extent / 1.2), decks, BUS)
 
 
 # How often each thing stands in the street.
@@ -379,12 +379,9 @@ def paint_things(canvas: Canvas) -> None:
 
 def paint_bonnet(canvas: Canvas) -> None:
     """The bonnet of the car that carries the camera."""
-    height, width = canvas.mask.shape
-    bow = (ROUND - (0.5, 0)) * canvas.rng.uniform((1, 0.15), (1.8, 0.25)) * height + (
-        width / 2,
-        0.92 * height,
-    )
-    canvas.fill((16 * bow).astype(np.int32), 0, canvas.pick(PAINTS), VOID)
+    height, width, _ = canvas.pixels.shape
+    bow = (ROUND - (0.5, 0)) * canvas.rng.uniform((1, 0.15), (1.8, 0.25)) * height
+    canvas.fill(16 * (bow + (width / 2, 0.92 * height)), 0, canvas.pick(PAINTS), VOID)
 
 
 @dataclass(frozen=True)
@@ -420,9 +417,7 @@ def render(scene: StreetScene) -> tuple[Array, Array]:
         paint(canvas)
     if rng.random() < 0.7:
         paint_bonnet(canvas)
-    canvas.outline()
-    canvas.expose()
-    return canvas.image, canvas.mask
+    return canvas.photograph(), canvas.annotate()
 
 
 class Streets(SegmentationDataset):
@@ -482,10 +477,5 @@ class Streets(SegmentationDataset):
             CrosscoopError: The split is unknown.
         """
         if split not in self.sizes:
-            raise CrosscoopError(
-                f"split: got {split!r}, expected one of {', '.join(SPLITS)}; choose one of these"
-            )
-        return [
-            StreetScene(self.seed, split, index, self.height, self.width)
-            for index in range(self.sizes[split])
-        ]
+            raise CrosscoopError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}; choose one of these")
+        return [StreetScene(self.seed, split, index, self.height, self.width) for index in range(self.sizes[split])]

@@ -17,9 +17,7 @@ IMAGES = PascalVOC.official_sizes["trainaug"]
 CLASSES = len(PascalVOC.class_names)
 
 
-def prepare_trainaug(
-    root: str = "data/VOCdevkit/VOC2012", sbd: str | None = None, download: bool = False
-) -> None:
+def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = None, download: bool = False) -> None:
     """Makes VOC's split trainaug: VOC train, SBD train and SBD val together, without VOC val.
 
     Writes the masks to `SegmentationClassAug`, where VOC's own win over SBD's, and the list to

@@ -35,6 +35,8 @@ class ASPP(nn.Module):
         separable: Depthwise-separable 3x3 convolutions.
     """
 
+    layers: Sequence[nn.Module]
+
     def __init__(
         self,
         in_channels: int,
@@ -44,7 +46,7 @@ class ASPP(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.layers = nn.ModuleList(
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
             [
                 ConvNormAct(in_channels, out_channels),
                 *(ConvNormAct(in_channels, out_channels, 3, rate, separable) for rate in rates),

@@ -1,5 +1,6 @@
 """The backbone: any timm network that has a feature at stride 4."""
 
+import difflib
 import importlib
 import math
 from pathlib import Path
@@ -54,8 +55,13 @@ class Backbone(nn.Module):
         if depth is None or 2**depth > output_stride:
             options["output_stride"] = output_stride
         if depth is not None:
-            first = _create(name, False, options).feature_info.reduction()[0]
-            options["out_indices"] = tuple(range(depth - int(math.log2(first)) + 1))
+            known = _create(name, False, options).feature_info.reduction()
+            skipped = int(math.log2(known[0]))
+            if not 2 <= depth < skipped + len(known):
+                raise CrosscoopError(
+                    f"Backbone {name!r}: got depth {depth}, expected 2 to {skipped + len(known) - 1} halvings."
+                )
+            options["out_indices"] = tuple(range(depth - skipped + 1))
         self.network = _create(name, download, options)
         strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
         if 4 not in strides:
@@ -73,11 +79,9 @@ class Backbone(nn.Module):
         self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
         if isinstance(pretrained, str):
             _load_file(self.network, name, Path(pretrained))
-        statistics = timm.get_pretrained_cfg(name.partition(":")[2] or name)
         for key in ("mean", "std"):
-            self.register_buffer(
-                key, torch.tensor(getattr(statistics, key)).view(1, 3, 1, 1), persistent=False
-            )
+            statistics = torch.tensor(self.network.pretrained_cfg[key])
+            self.register_buffer(key, statistics.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Extract features.
@@ -107,18 +111,22 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
                 f"Backbone {name!r}: module {module!r} cannot be imported ({error}). Put its folder on PYTHONPATH."
             ) from error
     if not timm.is_model(timm_name):
-        similar = timm.list_models(f"*{timm_name.split('.')[0]}*")[:8]
+        similar = difflib.get_close_matches(timm_name.partition(".")[0], timm.list_models(), n=8)
         hint = f"Similar ones: {', '.join(similar)}." if similar else "`timm.list_models()` lists the known ones."
         raise CrosscoopError(f"timm knows no network {timm_name!r} (network.branches). {hint}")
     try:
+        timm.get_pretrained_cfg(timm_name)
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{timm_name.partition('.')[0]}.*")
+        raise CrosscoopError(f"network.branches: {error} Expected one of {', '.join(known)}.") from error
+    try:
         return timm.create_model(timm_name, features_only=True, pretrained=pretrained, **options)
-    except TypeError as error:
-        if "output_stride" not in str(error):
+    except (TypeError, AssertionError) as error:  # what networks without dilation raise, the second without a message
+        if "output_stride" not in options or (isinstance(error, TypeError) and "output_stride" not in str(error)):
             raise
         raise CrosscoopError(
-            f"Backbone {timm_name!r} cannot dilate to output stride {options['output_stride']}: it takes no "
-            "output_stride. Give this branch a depth at which it stops: {backbone: "
-            f"{timm_name}, depth: {int(math.log2(options['output_stride']))}}}."
+            f"Backbone {timm_name!r} cannot dilate to output stride {options['output_stride']}. Give this branch a "
+            f"depth at which it stops: {{backbone: {timm_name}, depth: {int(math.log2(options['output_stride']))}}}."
         ) from error
     except Exception as error:
         if not pretrained:

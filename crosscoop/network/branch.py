@@ -18,9 +18,7 @@ class DeepLabV3Plus(nn.Module):
         separable: Depthwise-separable 3x3 convolutions in ASPP and decoder.
     """
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, channels: int = 256, separable: bool = False
-    ) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, channels: int = 256, separable: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         rates = [rate * 16 // backbone.stride for rate in (6, 12, 18)]

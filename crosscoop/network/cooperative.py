@@ -27,11 +27,11 @@ class CooperativeNetwork(nn.Module):
         CrosscoopError: The strategy connects top and bottom, but there are not two branches.
     """
 
-    branches: nn.ModuleList
+    branches: Sequence[DeepLabV3Plus]
+    aspp: Sequence[nn.Module]
+    decoder: Sequence[nn.Module]
 
-    def __init__(
-        self, branches: Sequence[DeepLabV3Plus], strategy: Strategy, fusion: FusionFactory = Add
-    ) -> None:
+    def __init__(self, branches: Sequence[DeepLabV3Plus], strategy: Strategy, fusion: FusionFactory = Add) -> None:
         super().__init__()
         if strategy.points and len(branches) != 2:
             raise CrosscoopError(
@@ -45,11 +45,13 @@ class CooperativeNetwork(nn.Module):
         highs = [branch.aspp.in_channels for branch in branches]
         contexts = [branch.aspp.out_channels for branch in branches]
         details = [branch.decoder.projected_channels for branch in branches]
-        self.branches = nn.ModuleList(branches)
+        self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.connection1 = exchange("connection1", highs)
-        self.aspp = nn.ModuleList(exchange("aspp", contexts) for _ in branches[0].aspp.layers)
+        self.aspp = nn.ModuleList(exchange("aspp", contexts) for _ in branches[0].aspp.layers)  # type: ignore[assignment]
         self.connection2 = exchange("connection2", contexts)
-        self.decoder = nn.ModuleList(exchange("decoder", each) for each in (details, contexts, contexts))
+        self.decoder = nn.ModuleList(  # type: ignore[assignment]
+            exchange("decoder", channels) for channels in (details, contexts, contexts)
+        )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Segment with every branch, step by step.
@@ -66,17 +68,14 @@ class CooperativeNetwork(nn.Module):
 
         lows, highs = zip(*[backbone(image) for backbone in backbones], strict=True)
         highs = self.connection1(highs)
-        layers = [
-            exchange(each([aspp.layers[i] for aspp in aspps], highs)) for i, exchange in enumerate(self.aspp)
-        ]
+        layers = [exchange(each([aspp.layers[i] for aspp in aspps], highs)) for i, exchange in enumerate(self.aspp)]
         contexts = each([aspp.join for aspp in aspps], zip(*layers, strict=True))
         contexts = self.connection2(contexts)
         details = self.decoder[0](each([decoder.project for decoder in decoders], lows))
         features = self.decoder[1](each([decoder.join for decoder in decoders], details, contexts))
         features = self.decoder[2](each([decoder.second for decoder in decoders], features))
         return [
-            branch.classify(feature, image.shape[-2:])
-            for branch, feature in zip(self.branches, features, strict=True)
+            branch.classify(feature, image.shape[-2:]) for branch, feature in zip(self.branches, features, strict=True)
         ]
 
 

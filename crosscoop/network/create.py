@@ -42,9 +42,7 @@ def create_network(
             output stride, or a weights file does not fit.
     """
     if not branches or isinstance(branches, str):
-        raise CrosscoopError(
-            f"network.branches: got {branches!r}, expected a list with one backbone per branch."
-        )
+        raise CrosscoopError(f"network.branches: got {branches!r}, expected a list with one backbone per branch.")
     if output_stride not in (8, 16):
         raise CrosscoopError(f"network.output_stride: got {output_stride}, expected 8 or 16.")
     if isinstance(pretrained, (bool, str)):
@@ -57,7 +55,11 @@ def create_network(
     connections, operator = get_strategy(strategy), get_fusion(fusion)
     networks = []
     for branch, weights in zip(branches, pretrained, strict=True):
-        name, depth = (branch, None) if isinstance(branch, str) else (branch["backbone"], branch.get("depth"))
-        backbone = Backbone(name, output_stride, depth, weights)
+        fields: dict[str, Any] = {"backbone": branch} if isinstance(branch, str) else branch
+        if "backbone" not in fields or set(fields) - {"backbone", "depth"}:
+            raise CrosscoopError(
+                f"network.branches: got fields {sorted(fields)} of a branch, expected backbone and, if need be, depth."
+            )
+        backbone = Backbone(fields["backbone"], output_stride, fields.get("depth"), weights)
         networks.append(DeepLabV3Plus(backbone, num_classes, channels, separable))
     return CooperativeNetwork(networks, connections, operator)

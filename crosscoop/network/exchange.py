@@ -22,9 +22,7 @@ class Connection(nn.Module):
     def __init__(self, channels: int, received_channels: int, fusion: FusionFactory, detach: bool) -> None:
         super().__init__()
         self.project = (
-            nn.Identity()
-            if channels == received_channels
-            else nn.Conv2d(received_channels, channels, 1, bias=False)
+            nn.Identity() if channels == received_channels else nn.Conv2d(received_channels, channels, 1, bias=False)
         )
         self.fusion = fusion(channels)
         self.detach = detach

@@ -55,9 +55,7 @@ class ConvNormAct(nn.Sequential):
             ]
         else:
             convolutions = [
-                nn.Conv2d(
-                    in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False
-                )
+                nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
             ]
         for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")

@@ -33,9 +33,7 @@ class Strategy:
     def __post_init__(self) -> None:
         unknown = [point for point in self.points if point not in POINTS]
         if unknown or isinstance(self.points, str):
-            raise CrosscoopError(
-                f"Strategy: got points {self.points!r}, expected a list out of {', '.join(POINTS)}."
-            )
+            raise CrosscoopError(f"Strategy: got points {self.points!r}, expected a list out of {', '.join(POINTS)}.")
         if self.direction not in DIRECTIONS:
             raise CrosscoopError(
                 f"Strategy: got direction {self.direction!r}, expected one of {', '.join(DIRECTIONS)}."
@@ -69,9 +67,7 @@ def get_strategy(strategy: str | dict[str, Any] | Strategy) -> Strategy:
     """
     if isinstance(strategy, dict):
         if unknown := set(strategy) - {"points", "direction", "detach"}:
-            raise CrosscoopError(
-                f"network.strategy: got fields {sorted(unknown)}, expected points, direction, detach."
-            )
+            raise CrosscoopError(f"network.strategy: got fields {sorted(unknown)}, expected points, direction, detach.")
         return Strategy(**strategy)
     found = find(strategy, STRATEGIES, "network.strategy") if isinstance(strategy, str) else strategy
     if not isinstance(found, Strategy):

@@ -1,0 +1,42 @@
+# make demo   set up, train and evaluate the proposed method on generated street scenes, in a few minutes
+# make test   set up, run the test suite and the notebooks
+# make lint   set up, check style and types
+# TORCH names the torch to install, e.g. TORCH="torch==2.14.1 torchvision==0.29.1"; PYTHON the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+TORCH ?= torch torchvision
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo
+	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
+	$(BIN)/crosscoop test --run runs/demo
+	@echo
+	@echo "Figures:  runs/demo/metrics.json"
+	@echo "Pictures: runs/demo/predictions.png"
+	@echo "To train again, remove runs/demo."
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build crosscoop.egg-info
+
+.venv/demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "got $$($(PYTHON) --version), expected Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/dev: .venv/demo
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,107 @@
+"""How the logits of an image come about: at once, by sliding window, at several scales, mirrored too."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from crosscoop.errors import CrosscoopError
+from crosscoop.network.layers import resize
+
+Outputs = dict[str, Tensor]
+"""Logits `(N, num_classes, H, W)` by output name."""
+
+
+class Inference:
+    """The evaluation protocol of `validate`, `test` and `predict`; by default each image at once, as it is.
+
+    Windows average their logits where they overlap. Scales and mirror images average their probabilities, separately
+    for each output. One scale without mirror image equals the plain network.
+
+    Args:
+        window: Height and width of the sliding window in pixels; null takes each image at once.
+        overlap: Share of a window's side that it has in common with the next, from 0 to below 1.
+        scales: Factors to which each image is resized.
+        flip: Whether mirror images are evaluated as well.
+    """
+
+    def __init__(
+        self,
+        window: tuple[int, int] | None = None,
+        overlap: float = 0.5,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
+        if window is not None and min(window) < 1:
+            raise CrosscoopError(f"inference.window: got {list(window)}, expected [height, width] of at least 1.")
+        if not 0 <= overlap < 1:
+            raise CrosscoopError(f"inference.overlap: got {overlap}, expected a share from 0 to below 1.")
+        if not scales or min(scales) <= 0:
+            raise CrosscoopError(
+                f"inference.scales: got {list(scales)}, expected factors above 0, such as [0.75, 1.0]."
+            )
+        self.window, self.overlap, self.scales, self.flip = window, overlap, list(scales), flip
+
+    def describe(self) -> str:
+        """The protocol in words, to stand beside every figure."""
+        window = (
+            f"sliding window {self.window[0]} x {self.window[1]}, overlap {self.overlap:g}, " if self.window else ""
+        )
+        scales = f"scales {', '.join(f'{scale:g}' for scale in self.scales)}"
+        return f"{window}{'single scale' if self.scales == [1.0] else scales}, {'with' if self.flip else 'no'} flip"
+
+    def __call__(self, network: Callable[[Tensor], Outputs], image: Tensor) -> Outputs:
+        """Evaluate.
+
+        Args:
+            network: Turns an image into the logits of each output.
+            image: `(N, 3, H, W)` RGB in [0, 1].
+
+        Returns:
+            Logits `(N, num_classes, H, W)` of each output; their softmax is the mean probability over scales and mirror
+            images.
+        """
+        views = [(scale, mirror) for scale in self.scales for mirror in ([False, True] if self.flip else [False])]
+        if views == [(1.0, False)]:
+            return self._windows(network, image)
+        mean: Outputs = {}
+        for scale, mirror in views:
+            for name, logits in self._view(network, image, scale, mirror).items():
+                share = logits.float().softmax(1).div_(len(views))
+                mean[name] = mean[name].add_(share) if name in mean else share
+        return {name: share.log_() for name, share in mean.items()}
+
+    def _view(self, network: Callable[[Tensor], Outputs], image: Tensor, scale: float, mirror: bool) -> Outputs:
+        """Logits at the image's size, from its scaled and perhaps mirrored view."""
+        height, width = image.shape[-2:]
+        view = resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
+        outputs = self._windows(network, view.flip(-1) if mirror else view)
+        for name in outputs:  # one at a time: at full size each is large
+            logits = outputs[name].flip(-1) if mirror else outputs[name]
+            outputs[name] = resize(logits, (height, width))
+        return outputs
+
+    def _windows(self, network: Callable[[Tensor], Outputs], image: Tensor) -> Outputs:
+        """Logits from windows that cover every pixel, or from the whole image."""
+        height, width = image.shape[-2:]
+        if self.window is None or (self.window[0] >= height and self.window[1] >= width):
+            return network(image)
+        total: Outputs = {}
+        count = torch.zeros(height, width, device=image.device)
+        for rows in self._spans(height, self.window[0]):
+            for columns in self._spans(width, self.window[1]):
+                count[rows, columns] += 1
+                for name, logits in network(image[..., rows, columns]).items():
+                    if name not in total:
+                        total[name] = logits.new_zeros((*logits.shape[:2], height, width), dtype=torch.float32)
+                    total[name][..., rows, columns] += logits
+        return {name: logits.div_(count) for name, logits in total.items()}
+
+    def _spans(self, length: int, window: int) -> Iterator[slice]:
+        """Evenly spread windows over a side, the last one ending where the side ends."""
+        window = min(window, length)
+        steps = math.ceil((length - window) / max(window * (1 - self.overlap), 1))
+        for step in range(steps + 1):
+            start = round(step * (length - window) / max(steps, 1))
+            yield slice(start, start + window)

@@ -1,0 +1,340 @@
+"""The network as a whole: invariants, image sizes, precisions, parity with smp, and the handbook's table of costs."""
+
+import itertools
+import resource
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from crosscoop.errors import CrosscoopError
+from crosscoop.loss import CrossEntropy
+from crosscoop.network import DeepLabV3Plus, create_network
+from crosscoop.network.layers import BatchNorm2d, ConvNormAct, resize
+from crosscoop.sync_batchnorm import TimmSyncBatchNorm
+
+SIZES = [(32, 32), (17, 17), (33, 65), (50, 31), (16, 200), (1, 1)]
+
+
+def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+
+
+# -- the pair and its branches
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_unconnected_pair_is_its_branches_bit_for_bit(make_pair, training, separable):
+    network, image = make_pair("none", separable=separable).train(training), torch.rand(2, 3, 49, 65)
+    assert_equal(network(image), [branch(image) for branch in network.branches])
+
+
+def test_connected_pair_is_not_its_branches(make_pair):
+    network, image = make_pair("cross"), torch.rand(1, 3, 49, 65)
+    assert not any(
+        torch.equal(own, branch(image)) for own, branch in zip(network(image), network.branches, strict=True)
+    )
+
+
+def test_branches_agree_with_the_figure_step_by_step(make_pair):
+    """The paper's figure 4 for C1 and C2, written out with the sums in place."""
+    network, image = (
+        make_pair({"points": ["connection1", "connection2"]}, branches=["test_resnet"] * 2),
+        torch.rand(1, 3, 64, 96),
+    )
+    top, bottom = network.branches
+    (low1, high1), (low2, high2) = top.backbone(image), bottom.backbone(image)
+    context1, context2 = top.aspp(high1 + high2), bottom.aspp(high1 + high2)
+    shared = context1 + context2
+    expected = [
+        branch.classify(branch.decoder(low, shared), image.shape[-2:])
+        for branch, low in zip((top, bottom), (low1, low2), strict=True)
+    ]
+    torch.testing.assert_close(network(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"branches": []}, "expected a list with one backbone per branch"),
+        ({"branches": "test_resnet"}, "expected a list with one backbone per branch"),
+        ({"branches": [{"backbone": "test_resnet", "deph": 4}]}, r"got fields \['backbone', 'deph'\]"),
+        ({"branches": [{"depth": 4}]}, r"got fields \['depth'\]"),
+        ({"output_stride": 32}, "got 32, expected 8 or 16"),
+        ({"pretrained": [False]}, "got 1 entries for 2 branches"),
+    ],
+)
+def test_wrong_option_is_told(make_pair, options, message):
+    with pytest.raises(CrosscoopError, match=message):
+        make_pair(**options)
+
+
+# -- any image, any batch
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_have_the_size_of_the_image(make_pair, size):
+    for logits in make_pair()(torch.rand(2, 3, *size)):
+        assert logits.shape == (2, 5, *size) and logits.isfinite().all()
+
+
+def test_batch_of_one_trains_on_the_running_statistics(make_pair):
+    network = make_pair().train()
+    pooled = network.branches[0].aspp.layers[-1].conv
+    norm, before = pooled[1], {name: value.clone() for name, value in pooled[1].state_dict().items()}
+    logits = network(torch.rand(1, 3, 50, 31))
+    sum(each.square().mean() for each in logits).backward()
+    assert all(each.isfinite().all() for each in logits)
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert pooled[0].weight.grad.any()
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items() if "running" in name)
+    network(torch.rand(2, 3, 50, 31))
+    assert not torch.equal(norm.running_mean, before["running_mean"])
+    assert norm.running_var.isfinite().all() and norm.running_var.min() > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_is_torchs_where_torchs_works(training):
+    ours, theirs = BatchNorm2d(4).train(training), nn.BatchNorm2d(4).train(training)
+    batch = torch.randn(3, 4, 2, 2)
+    assert torch.equal(ours(batch), theirs(batch))
+    assert_equal(list(ours.buffers()), list(theirs.buffers()))
+
+
+def test_all_void_batch_gives_zero_loss_and_zero_gradients(make_pair):
+    network, loss = make_pair().train(), CrossEntropy()
+    mask = torch.full((2, 33, 49), 255)
+    total = sum(loss(logits, mask) for logits in network(torch.rand(2, 3, 33, 49)))
+    total.backward()
+    assert total == 0
+    assert all((parameter.grad == 0).all() for parameter in network.parameters())
+
+
+# -- precision, memory format, compilation
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains(make_pair, dtype):
+    network, image, mask = make_pair().train(), torch.rand(2, 3, 33, 49), torch.randint(5, (2, 33, 49))
+    with torch.autocast("cpu", dtype):
+        logits = network(image)
+        total = sum(CrossEntropy()(each, mask) for each in logits)
+    total.backward()
+    assert logits[0].dtype == dtype and total.dtype == torch.float32 and total.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_autocast_stays_near_full_precision(make_pair):
+    network, image = make_pair(fusion="average"), torch.rand(1, 3, 33, 49)
+    full = network(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(image)
+    for expected, actual in zip(full, low, strict=True):
+        assert (actual.float() - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("fusion", ["add", "concat"])
+def test_channels_last_gives_the_same_logits(make_pair, fusion):
+    network, image = make_pair(fusion=fusion), torch.rand(2, 3, 33, 49)
+    expected = network(image)
+    network.to(memory_format=torch.channels_last)
+    actual = network(image.contiguous(memory_format=torch.channels_last))
+    for pair in zip(actual, expected, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4 * float(expected[0].abs().max()))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_without_a_graph_break(make_pair, training):
+    torch._dynamo.reset()
+    network, image = make_pair().train(training), torch.rand(2, 3, 33, 49)
+    expected = network(image)
+    torch.testing.assert_close(
+        torch.compile(network, fullgraph=True, backend="aot_eager")(image), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_compiles_once_for_every_size(make_pair):
+    torch._dynamo.reset()
+    network, counter = make_pair(), torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
+    for size in [(33, 49), (64, 80), (50, 131), (96, 65)]:
+        image = torch.rand(2, 3, *size)
+        torch.testing.assert_close(compiled(image), network(image))
+    assert counter.frame_count == 1
+
+
+# -- branches that differ
+
+
+@pytest.mark.parametrize("fusion", ["add", "concat"])
+@pytest.mark.parametrize("branches", [
+    ["test_convnext", "test_byobnet"],
+    [{"backbone": "test_convnext", "depth": 4}, "test_resnet"],
+    [{"backbone": "legacy_xception", "depth": 4}, "test_resnet"],
+])  # fmt: skip
+def test_branches_of_different_width_and_size_cooperate(make_pair, branches, fusion):
+    network = make_pair("cross_c1_c2", fusion, branches=branches)
+    image = torch.rand(1, 3, 65, 47)
+    (top_low, top_high), (low, high) = [branch.backbone(image) for branch in network.branches]
+    assert top_high.shape != high.shape and top_low.shape != low.shape
+    for logits in network(image):
+        assert logits.shape == (1, 5, 65, 47) and logits.isfinite().all()
+
+
+# -- synchronised batch norm
+
+
+@pytest.mark.parametrize("backbone", ["test_byobnet", "test_efficientnet"])
+def test_timm_sync_batchnorm_changes_nothing_on_one_process(make_pair, backbone):
+    network, image = make_pair(branches=["test_resnet", backbone]), torch.rand(2, 3, 33, 49)
+    expected, keys, names = network(image), list(network.state_dict()), [name for name, _ in network.named_parameters()]
+    TimmSyncBatchNorm().apply(network)
+    assert not any(type(module) in (nn.BatchNorm2d, BatchNorm2d) for module in network.modules())
+    assert_equal(network(image), expected)
+    assert list(network.state_dict()) == keys and [name for name, _ in network.named_parameters()] == names
+    for batch in (1, 2):
+        assert all(logits.isfinite().all() for logits in network.train()(torch.rand(batch, 3, 33, 49)))
+
+
+@pytest.mark.parametrize("backbone", ["test_byobnet", "test_efficientnet"])
+def test_timm_sync_batchnorm_trains_as_before_on_one_process(make_pair, backbone):
+    network, image = make_pair(branches=["test_resnet", backbone]).train(), torch.rand(2, 3, 33, 49)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    expected, statistics = network(image), [buffer.clone() for buffer in network.buffers()]
+    network.load_state_dict(state)
+    TimmSyncBatchNorm().apply(network)
+    torch.testing.assert_close(network(image), expected)
+    torch.testing.assert_close(list(network.buffers()), statistics)
+
+
+# -- parity with segmentation_models_pytorch
+
+
+def be_identity(norm: nn.BatchNorm2d) -> None:
+    """Make a batch norm in eval mode the identity."""
+    norm.running_mean.zero_(), norm.running_var.fill_(1), norm.bias.zero_()
+    norm.weight.fill_((1 + norm.eps) ** 0.5)
+
+
+def copy(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters and statistics by their order."""
+    for given, taken in zip(source.state_dict().values(), target.state_dict().values(), strict=True):
+        taken.copy_(given)
+
+
+@torch.no_grad()
+def copy_from_smp(theirs: nn.Module, ours: DeepLabV3Plus, separable: bool) -> None:
+    """Copy the weights. smp's decoder has one more layer after ASPP (made an identity there) and one less behind the
+    concatenation (made an identity here); it concatenates context and detail in the other order.
+    """
+    copy(theirs.encoder.model, ours.backbone.network)
+    copy(theirs.decoder.aspp[0].convs, ours.aspp.layers)
+    copy(theirs.decoder.aspp[0].project, ours.aspp.project)
+    copy(theirs.decoder.block1, ours.decoder.project)
+    copy(theirs.segmentation_head[0], ours.classifier)
+
+    nn.init.dirac_(theirs.decoder.aspp[1][0].weight, groups=theirs.decoder.aspp[1][0].groups)
+    nn.init.dirac_(theirs.decoder.aspp[1][1].weight)
+    be_identity(theirs.decoder.aspp[2])
+    for convolution in (layer for layer in ours.decoder.second if isinstance(layer, nn.Conv2d)):
+        nn.init.dirac_(convolution.weight, groups=convolution.groups)
+    be_identity(ours.decoder.second[-2])
+
+    (depthwise, pointwise), norm = theirs.decoder.block2[0], theirs.decoder.block2[1]
+    order = torch.arange(depthwise.in_channels).roll(48)
+    depthwise, pointwise = depthwise.weight[order], pointwise.weight[:, order]
+    if separable:
+        ours.decoder.first[0].weight.copy_(depthwise)
+        ours.decoder.first[1].weight.copy_(pointwise)
+    else:
+        ours.decoder.first[0].weight.copy_(pointwise * depthwise.transpose(0, 1))
+    copy(norm, ours.decoder.first[-2])
+
+
+@pytest.mark.parametrize(("separable", "output_stride"), itertools.product([True, False], [16, 8]))
+def test_logits_equal_smps_with_copied_weights(make_pair, separable, output_stride):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    network = make_pair("none", branches=["test_byobnet"], output_stride=output_stride, separable=separable)
+    donor = make_pair("none", branches=["test_byobnet"], output_stride=output_stride)  # random in its statistics
+    theirs = smp.DeepLabV3Plus(
+        "tu-test_byobnet",
+        encoder_weights=None,
+        encoder_output_stride=output_stride,
+        decoder_channels=16,
+        decoder_atrous_rates=[rate * 16 // output_stride for rate in (6, 12, 18)],
+        decoder_aspp_separable=separable,
+        classes=5,
+    ).eval()
+    copy(donor.branches[0].backbone.network, theirs.encoder.model)
+    for upsample in (theirs.decoder.up, theirs.segmentation_head[1]):
+        upsample.align_corners = False
+    (ours,) = network.branches
+    copy_from_smp(theirs, ours, separable)
+
+    image = torch.rand(2, 3, 64, 96)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    expected = theirs((image - mean) / std)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ours(image), expected, rtol=1e-4, atol=1e-5)
+
+
+# -- the layers
+
+
+def test_resize_is_half_pixel_bilinear_and_free_where_the_size_fits():
+    feature = torch.tensor([[[[0.0, 1.0]]]])
+    assert resize(feature, (1, 2)) is feature
+    torch.testing.assert_close(resize(feature, (1, 4)), torch.tensor([[[[0.0, 0.25, 0.75, 1.0]]]]))
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation", "separable"), [(1, 1, False), (3, 6, False), (3, 6, True)])
+def test_layer_is_convolution_norm_activation(kernel_size, dilation, separable):
+    layer = ConvNormAct(4, 6, kernel_size, dilation, separable)
+    output = layer(torch.randn(2, 4, 9, 13))
+    assert output.shape == (2, 6, 9, 13) and output.min() == 0
+    assert isinstance(layer[-2], nn.BatchNorm2d) and not any(conv.bias is not None for conv in layer[:-2])
+    assert len(layer) == (4 if separable else 3)
+    assert layer[0].groups == (4 if separable else 1)
+
+
+# -- cost
+
+PAIR = ["xception65.tf_in1k", "resnet101.tv_in1k"]
+
+
+@pytest.mark.parametrize(
+    ("branches", "separable", "parameters", "macs"),
+    [
+        (PAIR[1:], False, 59.3, 92.8),
+        (PAIR[1:], True, 45.7, 60.2),
+        (PAIR[:1], False, 54.7, 86.6),
+        (PAIR[:1], True, 41.1, 53.9),
+        (PAIR, False, 114.0, 179.4),
+        (PAIR, True, 86.7, 114.1),
+    ],
+)
+def test_cost_is_that_of_the_handbook(branches, separable, parameters, macs):
+    with torch.device("meta"):
+        network = create_network(
+            branches, strategy="cross_c1_c2" if len(branches) == 2 else "none", separable=separable
+        )
+        with FlopCounterMode(display=False) as counter:
+            network.eval()(torch.rand(1, 3, 513, 513))
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(parameters, rel=0.02)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(macs, rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_papers_pair_trains_at_full_size():
+    network = create_network().train()
+    start = time.perf_counter()
+    mask = torch.randint(21, (2, 513, 513))
+    total = sum(functional.cross_entropy(logits, mask) for logits in network(torch.rand(2, 3, 513, 513)))
+    total.backward()
+    print(f"{time.perf_counter() - start:.0f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    assert total.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
