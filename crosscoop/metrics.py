@@ -76,8 +76,11 @@ class BranchComparison(Metric):
         self.disagreeing += torch.bincount(true[labels[0] != labels[1]], minlength=self.num_classes)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Pixels `(num_classes, 2, 2, 2)` by true class and whether top, bottom, ensemble are right; and pixels
-        `(num_classes,)` on which top and bottom disagree; both summed over ranks.
+        """The counts, summed over ranks.
+
+        Returns:
+            Pixels `(num_classes, 2, 2, 2)` by true class and whether top, bottom, ensemble are right; and pixels
+            `(num_classes,)` on which top and bottom disagree.
         """
         return self.right, self.disagreeing
 

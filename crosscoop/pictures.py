@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from crosscoop.data.dataset import VOID, Array, Color
 
@@ -15,6 +16,35 @@ def colored(labels: Array, palette: Sequence[Color]) -> Array:
     colors = np.full((VOID + 1, 3), VOID_COLOR, np.uint8)
     colors[: len(palette)] = palette
     return colors[labels]
+
+
+def overlay(image: Array, labels: Array, palette: Sequence[Color], alpha: float = 0.5) -> Array:
+    """The image `(H, W, 3)` under the colours of its labels `(H, W)`, mixed with weight `alpha`."""
+    mixed = image * (1 - alpha) + colored(labels, palette) * alpha
+    return mixed.round().astype(np.uint8)
+
+
+def legend(picture: Array, labels: Array, class_names: Sequence[str], palette: Sequence[Color]) -> Image.Image:
+    """The picture `(H, W, 3)` above a legend of the classes that `labels` hold."""
+    size = max(12, picture.shape[0] // 32)
+    font = ImageFont.load_default(size)
+    line, gap = int(size * 1.6), int(size * 0.4)
+    places: list[tuple[int, int, int]] = []
+    x = y = gap
+    for index in np.unique(labels[labels < len(class_names)]):
+        width = line + int(font.getlength(class_names[index])) + 2 * gap
+        if x > gap and x + width > picture.shape[1]:
+            x, y = gap, y + line
+        places.append((int(index), x, y))
+        x += width
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + y + line), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for index, x, y in places:
+        top = picture.shape[0] + y
+        draw.rectangle((x, top, x + size, top + size), fill=palette[index], outline="gray")
+        draw.text((x + line - gap // 2, top), class_names[index], fill="black", font=font)
+    return canvas
 
 
 def save_comparison(

@@ -1,11 +1,12 @@
 """Results as people print them and programs read them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import Tensor
 
 from crosscoop.data.files import replacing
 from crosscoop.metrics import Scores
@@ -36,7 +37,8 @@ def to_table(record: Mapping[str, Any]) -> Table:
     count = f"{protocol['num_images']} images"
     if official not in (None, protocol["num_images"]):
         count += f" (official: {official})"
-    caption = f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}, {protocol['inference']}; IoU in per cent"
+    caption = f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}, {protocol['inference']}"
+    caption += "; in per cent"
     if record["absent_classes"]:
         caption += f"; absent and left out of the mean: {', '.join(record['absent_classes'])}"
     table = Table("class", caption=caption, title=f"crosscoop {record['stage']}")
@@ -50,6 +52,50 @@ def to_table(record: Mapping[str, Any]) -> Table:
         table.add_row(
             key.replace("_", " ").replace("iou", "IoU"), *(percent(output[key]) for output in outputs.values())
         )
+    return table
+
+
+def branch_record(right: Tensor, disagreeing: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """What the branches do differently, per class and over all, as shares of the labelled pixels.
+
+    `only_top` and `only_bottom`: just that branch is right. `saved`: the ensemble is right where at most
+    one branch is; `lost`: it is wrong where at least one branch is right. `disagree`: the branches name
+    different classes.
+
+    Args:
+        right: Pixels `(num_classes, 2, 2, 2)`, see `BranchComparison`.
+        disagreeing: Pixels `(num_classes,)`, see `BranchComparison`.
+        class_names: One name per class.
+    """
+    rows = {}
+    for name, case, differ in [
+        *zip(class_names, right, disagreeing, strict=True),
+        ("all", right.sum(0), disagreeing.sum()),
+    ]:
+        total = int(case.sum())
+        pixels = {
+            "only_top": case[1, 0].sum(),
+            "only_bottom": case[0, 1].sum(),
+            "neither": case[0, 0].sum(),
+            "saved": case[0, 1, 1] + case[1, 0, 1] + case[0, 0, 1],
+            "lost": case[0, 1, 0] + case[1, 0, 0] + case[1, 1, 0],
+            "disagree": differ,
+        }
+        rows[name] = {"pixels": total, **{key: int(count) / total if total else None for key, count in pixels.items()}}
+    return rows
+
+
+def branch_table(record: Mapping[str, Any]) -> Table:
+    """`branch_record` in per cent."""
+    table = Table("class", title="top and bottom", caption="per cent of the class's labelled pixels")
+    columns = ["only_top", "only_bottom", "neither", "saved", "lost", "disagree"]
+    headings = ["only top right", "only bottom right", "neither right", "ensemble saves", "ensemble loses", "disagree"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, row in record.items():
+        if name == "all":
+            table.add_section()
+        table.add_row(name, *(percent(row[column]) for column in columns))
     return table
 
 

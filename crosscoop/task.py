@@ -9,8 +9,9 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
 from crosscoop.loss import CrossEntropy
 from crosscoop.metrics import ConfusionMatrix, Scores
@@ -80,9 +81,7 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
-        logits: list[Tensor] = self.network(image)
-        ensemble = [sum(logits[1:], logits[0])] if len(logits) > 1 else []
-        return dict(zip(output_names(len(logits)), [*logits, *ensemble], strict=True))
+        return outputs_of(self.network(image))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the branches' losses."""
@@ -131,12 +130,20 @@ class CooperativeSegmentation(pl.LightningModule):
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         if self.scheduler is not None:
             return self.scheduler(optimizer)
-        total = int(self.trainer.estimated_stepping_batches)
-        poly = PolynomialLR(optimizer, max(total - self.warmup_steps, 1), self.poly_power)
-        if not self.warmup_steps:
-            return poly
-        warmup = LinearLR(optimizer, 1 / self.warmup_steps, total_iters=self.warmup_steps)
-        return SequentialLR(optimizer, [warmup, poly], [self.warmup_steps])
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise CrosscoopError(
+                "The polynomial decay needs to know the last step: got neither trainer.max_epochs nor "
+                "trainer.max_steps. Set one, or another model.scheduler."
+            )
+        decay = max(int(total) - self.warmup_steps, 1)
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            return float(max(1 - (step - self.warmup_steps) / decay, 0) ** self.poly_power)
+
+        return LambdaLR(optimizer, factor)  # PolynomialLR would keep the old total when a resumed run gets longer
 
     def _labels(self, batch: Batch) -> dict[str, Tensor]:
         return {name: logits.argmax(1).byte() for name, logits in self.inference(self, batch["image"]).items()}
@@ -168,3 +175,9 @@ def output_names(num_branches: int) -> list[str]:
         return ["network"]
     branches = ["top", "bottom"] if num_branches == 2 else [f"branch{i}" for i in range(num_branches)]
     return [*branches, "ensemble"]
+
+
+def outputs_of(logits: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The branches' logits by name, and their sum, the ensemble, last."""
+    ensemble = [sum(logits[1:], logits[0])] if len(logits) > 1 else []
+    return dict(zip(output_names(len(logits)), [*logits, *ensemble], strict=True))

@@ -1,14 +1,11 @@
 """`crosscoop fit`, `validate`, `test` and `predict`: Lightning's command line around our network, task and data."""
 
-import pickle
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import class_from_function
@@ -16,11 +13,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from crosscoop.callbacks import PredictionImages, PredictionWriter, RunFolder
+from crosscoop.callbacks import OutputComparison, PredictionImages, PredictionWriter, RunFolder
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
 from crosscoop.network import create_network
+from crosscoop.predictor import read_checkpoint
 from crosscoop.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.task import CooperativeSegmentation
 
@@ -45,6 +43,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionImages, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(OutputComparison, "comparison")
         parser.link_arguments("data.dataset.num_classes", "network.num_classes", apply_on="instantiate")
         parser.link_arguments("data.dataset.class_names", "model.class_names", apply_on="instantiate")
         parser.link_arguments("network", "model.network", apply_on="instantiate")
@@ -57,7 +56,6 @@ class TrainingCLI(LightningCLI):
                 "checkpoint.monitor": "val/miou",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -80,6 +78,9 @@ class TrainingCLI(LightningCLI):
             config.network.pretrained = False  # the checkpoint brings all weights
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
+        # Lightning's own `save_last` renews last.ckpt only when best.ckpt is renewed.
+        last_epoch = ModelCheckpoint(run, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self.trainer_defaults["callbacks"] = last_epoch
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in loggers:
             if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in (None, "", "."):
@@ -131,7 +132,7 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
     run, checkpoint = given.get("--run"), given.get("--ckpt_path")
     brought: list[str] = []
     if checkpoint:
-        read_checkpoint(checkpoint, "state_dict")  # before Lightning does, whose complaint is a stack trace
+        read_checkpoint(checkpoint)  # before Lightning does, whose complaint is a stack trace
     if command == "fit":
         if "--resume" in given and "--config" not in given and run and (Path(run) / "config.yaml").is_file():
             brought += ["--config", str(Path(run) / "config.yaml")]
@@ -148,25 +149,7 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
     if run is None:
         brought += ["--run", str(Path(checkpoint).parent)]
     if "--config" not in given:
-        config = read_checkpoint(checkpoint)["config"]
+        config = read_checkpoint(checkpoint)["crosscoop"]["config"]
         kept = {key: config[key] for key in ("seed_everything", "network", "model", "data") if key in config}
         brought += ["--config", yaml.safe_dump(kept)]
     return brought
-
-
-def read_checkpoint(path: str, key: str = "crosscoop") -> dict[str, Any]:
-    """An entry of a checkpoint; by default what one of ours says of itself: `config`, `class_names`, `palette`.
-
-    Raises:
-        CrosscoopError: There is no such file, or it is no checkpoint of ours.
-    """
-    if not Path(path).is_file():
-        raise CrosscoopError(f"no checkpoint {path}. Give --run FOLDER or --ckpt_path FILE of a finished epoch.")
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content[key]  # type: ignore[no-any-return]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
-        raise CrosscoopError(
-            f"{path} is not a checkpoint that `crosscoop fit` wrote ({type(error).__name__}). Give one, or the "
-            "configuration with --config."
-        ) from error

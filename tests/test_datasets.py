@@ -135,9 +135,7 @@ def test_palette_masks_give_the_index_never_the_colour(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]  # no temporary file stays
 
 
-def test_a_mask_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mask_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Image.Image, path: Path, format: str) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")
@@ -164,9 +162,7 @@ def test_masks_are_looked_up(tmp_path: Path) -> None:
 
 def test_unknown_mask_values_are_named_as_they_are_in_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "mask.png", GREY)
-    refused(
-        lambda: read_mask(path, 3), path, "got the mask values 3, 10,", "one of the 3 classes or void (255)"
-    )
+    refused(lambda: read_mask(path, 3), path, "got the mask values 3, 10,", "one of the 3 classes or void (255)")
     table = lookup_table({0: 0, 1: 1, 2: 2, 3: 0})
     refused(lambda: read_mask(path, 3, table), path, "got the mask values 10,")
 
@@ -175,9 +171,7 @@ def test_unknown_mask_values_are_named_as_they_are_in_the_file(tmp_path: Path) -
 def test_masks_of_other_modes_are_refused(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "mask.png"
     Image.new(mode, (3, 2)).save(path)
-    refused(
-        lambda: read_mask(path, 3), path, f"got a mask of mode {mode}", "one lossless 8-bit channel", "PNG"
-    )
+    refused(lambda: read_mask(path, 3), path, f"got a mask of mode {mode}", "one lossless 8-bit channel", "PNG")
 
 
 def test_jpeg_masks_are_refused(tmp_path: Path) -> None:
@@ -295,17 +289,13 @@ def test_voc_lists_cannot_leave_the_root(voc: Path) -> None:
 
 def test_voc_names_what_is_missing(voc: Path) -> None:
     dataset = PascalVOC(str(voc))
-    refused(
-        lambda: dataset.samples("tarin"), 'got the split "tarin"', "tarin.txt", "test, train, trainaug, val"
-    )
+    refused(lambda: dataset.samples("tarin"), 'got the split "tarin"', "tarin.txt", "test, train, trainaug, val")
     (voc / "JPEGImages" / "a.jpg").unlink()
     source = voc / "ImageSets/Segmentation/train.txt"
     refused(lambda: dataset.samples("train"), source, "1 of its 6", voc / "JPEGImages" / "a.jpg", "restore")
     text(source, *"bcb")
     refused(lambda: dataset.samples("train"), source, "got b more than once")
-    refused(
-        lambda: PascalVOC(str(voc / "JPEGImages")).samples("train"), voc / "JPEGImages", "no PASCAL VOC 2012"
-    )
+    refused(lambda: PascalVOC(str(voc / "JPEGImages")).samples("train"), voc / "JPEGImages", "no PASCAL VOC 2012")
 
 
 @pytest.mark.parametrize("root", ["data/VOCdevkit/VOC2012", "data/VOCdevkit", "data"])
@@ -442,9 +432,7 @@ def test_cityscapes_names_what_is_missing(cityscapes: Path) -> None:
     labels.unlink()
     refused(lambda: dataset.samples("val"), cityscapes / "leftImg8bit/val", labels, "1 of its 2")
     (cityscapes / "leftImg8bit/val/bonn/bonn_000000_000019_leftImg8bit.png").unlink()
-    refused(
-        lambda: dataset.samples("val"), cityscapes / "leftImg8bit/val", "no images", "CITY/*_leftImg8bit.png"
-    )
+    refused(lambda: dataset.samples("val"), cityscapes / "leftImg8bit/val", "no images", "CITY/*_leftImg8bit.png")
 
 
 # ---------------------------------------------------------------- CamVid

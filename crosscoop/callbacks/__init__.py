@@ -1,8 +1,9 @@
 """What happens beside training: the run's folder, pictures, predictions, frozen batch norm."""
 
+from crosscoop.callbacks.comparison import OutputComparison
 from crosscoop.callbacks.freeze import FreezeBatchNorm
 from crosscoop.callbacks.pictures import PredictionImages
 from crosscoop.callbacks.predictions import PredictionWriter
 from crosscoop.callbacks.run import RunFolder
 
-__all__ = ["FreezeBatchNorm", "PredictionImages", "PredictionWriter", "RunFolder"]
+__all__ = ["FreezeBatchNorm", "OutputComparison", "PredictionImages", "PredictionWriter", "RunFolder"]

@@ -77,7 +77,8 @@ class PredictionImages(pl.Callback):
         for index in np.linspace(0, len(items) - 1, min(self.num_images, len(items))).astype(int):
             item = items[index]
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                outputs = module(item["image"][None].to(module.device).float() / 255)
+                image = item["image"][None].to(module.device).float() / 255
+                outputs = module.inference(module, image)
             yield {
                 "image": item["image"].permute(1, 2, 0).numpy(),
                 "truth": item["mask"].numpy(),

@@ -267,7 +267,7 @@ def paint_frontage(canvas: Canvas) -> None:
     for x in (-canvas.front, canvas.front):
         z = FAR
         while z > NEAR:
-            length = min(rng.uniform(7, 20), z - 1)
+            length = min(rng.uniform(8, 22), z - 1)
             z -= length
             (paint_house if rng.random() < 0.65 else paint_garden)(canvas, x, z, length)
 
@@ -381,7 +381,8 @@ def paint_bonnet(canvas: Canvas) -> None:
     """The bonnet of the car that carries the camera."""
     height, width, _ = canvas.pixels.shape
     bow = (ROUND - (0.5, 0)) * canvas.rng.uniform((1, 0.15), (1.8, 0.25)) * height
-    canvas.fill(16 * (bow + (width / 2, 0.92 * height)), 0, canvas.pick(PAINTS), VOID)
+    bow += (width / 2, 0.92 * height)
+    canvas.fill(16 * bow, 0, canvas.pick(PAINTS), VOID)
 
 
 @dataclass(frozen=True)

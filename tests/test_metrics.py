@@ -1,0 +1,195 @@
+"""Metrics and loss, against hand-made tables, torchmetrics and torch's own."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+from crosscoop.loss import CrossEntropy
+from crosscoop.metrics import BranchComparison, ConfusionMatrix, Scores
+
+VOID = 255
+
+
+def scores(labels: Tensor, mask: Tensor, num_classes: int) -> Scores:
+    """The figures of one update."""
+    metric = ConfusionMatrix(num_classes)
+    metric.update(labels, mask)
+    return Scores(metric.compute(), [f"class {i}" for i in range(num_classes)])
+
+
+def draw(num_classes: int, present: int) -> tuple[Tensor, Tensor]:
+    """Labels and masks that agree now and then; the masks hold `present` classes and void."""
+    mask = torch.randint(present, (4, 13, 17))
+    labels = torch.where(torch.rand(mask.shape) < 0.4, mask, torch.randint(present, mask.shape))
+    mask[torch.rand(mask.shape) < 0.2] = VOID
+    return labels, mask
+
+
+@pytest.fixture(params=[False, True], ids=["default", "deterministic"])
+def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
+    torch.use_deterministic_algorithms(request.param)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# -- the confusion matrix
+
+
+#              true:  0  0  0  1  1  3  void void
+MASK = torch.tensor([[0, 0, 0, 1, 1, 3, 255, 255]])
+LABELS = torch.tensor([[0, 0, 1, 1, 0, 1, 2, 0]])
+# By hand: IoU of 0 is 2 of {5 true or predicted less 2 both}: 2/4; of 1: 1 of 2 + 3 - 1; of 3: 0 of 1; 2 is absent.
+
+
+def test_figures_equal_the_hand_made_table_with_an_absent_class():
+    figures = scores(LABELS, MASK, 4)
+    assert figures.counts[:, :4].tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    assert figures.iou.nan_to_num(-1).tolist() == [0.5, 0.25, -1, 0]
+    assert figures.miou == 0.25
+    assert figures.pixel_accuracy == 0.5
+    assert figures.mean_class_accuracy == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert figures.frequency_weighted_iou == pytest.approx((3 * 0.5 + 2 * 0.25 + 1 * 0) / 6)
+    assert figures.absent == ["class 2"]
+
+
+def test_class_only_predicted_is_not_absent():
+    figures = scores(torch.tensor([[0, 2]]), torch.tensor([[0, 0]]), 3)
+    assert figures.absent == ["class 1"]
+    assert figures.miou == pytest.approx((1 / 2 + 0) / 2)
+
+
+@pytest.mark.parametrize("present", [6, 4])
+@pytest.mark.usefixtures("deterministic")
+def test_counts_and_mean_equal_torchmetrics(present):
+    labels, mask = draw(6, present)
+    figures = scores(labels, mask, 6)
+    expected = MulticlassConfusionMatrix(6, ignore_index=VOID)(labels, mask)
+    assert torch.equal(figures.counts[:, :6], expected) and figures.counts.sum() == expected.sum()
+    jaccard = MulticlassJaccardIndex(6, average="macro", ignore_index=VOID)(labels, mask)
+    assert figures.miou == pytest.approx(float(jaccard), abs=1e-6)
+
+
+@pytest.mark.parametrize("foreign", [6, 7, 254, 255, -1])
+def test_true_value_outside_the_classes_never_counts(foreign):
+    labels, mask = draw(6, 6)
+    expected = scores(labels, mask, 6)
+    assert torch.equal(scores(labels, mask.where(mask != VOID, foreign), 6).counts, expected.counts)
+
+
+def test_predicted_value_outside_the_classes_counts_as_wrong():
+    figures = scores(torch.tensor([[0, 6, 255]]), torch.tensor([[0, 0, 1]]), 2)
+    assert figures.iou.tolist() == [0.5, 0]
+    assert figures.pixel_accuracy == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_small_integers_do_not_overflow(dtype):
+    mask = torch.arange(19).repeat(1, 3, 1)
+    assert torch.equal(scores(mask.to(dtype), mask.to(dtype), 19).counts, scores(mask, mask, 19).counts)
+
+
+def test_halves_merge_into_the_whole():
+    labels, mask = draw(6, 6)
+    whole, merged, first, second = (ConfusionMatrix(6) for _ in range(4))
+    whole.update(labels, mask)
+    for metric, half in ((first, slice(0, 1)), (second, slice(1, 4))):
+        metric.update(labels[half], mask[half])
+        merged.update(labels[half], mask[half])
+    assert torch.equal(merged.compute(), whole.compute())
+    assert torch.equal(first.compute() + second.compute(), whole.compute())
+    assert ConfusionMatrix(6)._reductions == {"counts": torch.sum} or first._reductions["counts"](
+        torch.stack([first.counts, second.counts])
+    ).equal(whole.counts)
+
+
+def test_mean_is_over_classes_of_all_images_not_over_images():
+    mask = torch.tensor([[[0, 0, 0, 1]], [[0, 0, 0, 0]]])
+    labels = torch.tensor([[[0, 0, 0, 0]], [[0, 0, 0, 0]]])
+    per_image = [scores(labels[i], mask[i], 2).miou for i in range(2)]
+    assert sum(per_image) / 2 == (3 / 4 / 2 + 1) / 2
+    assert scores(labels, mask, 2).miou == 7 / 8 / 2
+
+
+def test_figures_without_any_label_are_none_in_json():
+    figures = scores(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), VOID), 2).to_dict()
+    assert json.loads(json.dumps(figures, allow_nan=False))["miou"] is None
+    assert figures["absent_classes"] == ["class 0", "class 1"]
+    assert figures["iou_per_class"] == {"class 0": None, "class 1": None}
+
+
+def test_reset_forgets():
+    metric = ConfusionMatrix(2)
+    metric.update(torch.tensor([[0, 1]]), torch.tensor([[0, 1]]))
+    metric.reset()
+    assert not metric.compute().any()
+
+
+def test_branches_are_compared_pixel_by_pixel():
+    mask = torch.tensor([[0, 0, 0, 1, 1, VOID]])
+    outputs = {
+        "top": torch.tensor([[0, 0, 1, 1, 0, 0]]),
+        "bottom": torch.tensor([[0, 1, 1, 1, 1, 1]]),
+        "ensemble": torch.tensor([[0, 0, 1, 0, 1, 0]]),
+    }
+    comparison = BranchComparison(2)
+    comparison.update(outputs, mask)
+    right, disagreeing = comparison.compute()
+    assert disagreeing.tolist() == [1, 1]
+    assert right.sum() == 5
+    assert [int(right[case]) for case in ((0, 1, 1, 1), (0, 1, 0, 1), (0, 0, 0, 0), (1, 1, 1, 0), (1, 0, 1, 1))] == [
+        1
+    ] * 5
+
+
+# -- the loss
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 0.0, 3.0], [1, 2, 1, 0, 3]])
+def test_loss_is_torchs_mean_where_there_are_labels(weights, smoothing):
+    logits, mask = torch.randn(3, 5, 7, 9, requires_grad=True), torch.randint(5, (3, 7, 9))
+    mask[torch.rand(mask.shape) < 0.3] = VOID
+    expected = functional.cross_entropy(
+        logits,
+        mask,
+        None if weights is None else torch.tensor(weights).float(),
+        ignore_index=VOID,
+        label_smoothing=smoothing,
+    )
+    actual = CrossEntropy(weights, smoothing)(logits, mask)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits) for loss in (actual, expected)))
+
+
+def test_loss_is_a_mean_over_pixels_not_over_images():
+    logits, mask = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    mask[1, 1:] = VOID
+    pixels = functional.cross_entropy(logits, mask, ignore_index=VOID, reduction="none")
+    torch.testing.assert_close(CrossEntropy()(logits, mask), pixels.sum() / (16 + 4))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0]])
+def test_all_void_batch_has_loss_zero_and_gradients_zero(weights, smoothing):
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = CrossEntropy(weights, smoothing)(logits, torch.full((2, 4, 4), VOID))
+    loss.backward()
+    assert loss == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_one_labelled_pixel_counts_whole():
+    logits, mask = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), VOID)
+    mask[0, 1, 2] = 2
+    torch.testing.assert_close(CrossEntropy()(logits, mask), -logits.log_softmax(1)[0, 2, 1, 2])
+
+
+def test_loss_of_half_precision_logits_is_computed_in_single():
+    logits, mask = torch.randn(2, 3, 16, 16), torch.randint(3, (2, 16, 16))
+    loss = CrossEntropy()(logits.bfloat16(), mask)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, CrossEntropy()(logits.bfloat16().float(), mask))
