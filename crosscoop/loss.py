@@ -1,5 +1,6 @@
 """The loss of one branch's logits; the network's loss is the sum over its branches (the paper's equation 1)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,20 @@ from torch.nn import functional
 from crosscoop.data.dataset import VOID
 
 
-class CrossEntropy(nn.Module):
+class Loss(nn.Module, ABC):
+    """The contract of a loss: one branch's logits and the mask give a scalar. Yours is a subclass, by class path."""
+
+    @abstractmethod
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """The loss, finite also where no pixel is labelled.
+
+        Args:
+            logits: `(N, num_classes, H, W)`.
+            mask: `(N, H, W)` class indices, `VOID` where there is no label.
+        """
+
+
+class CrossEntropy(Loss):
     """Cross entropy over the labelled pixels; 0, with zero gradients, where a batch has none.
 
     Args:

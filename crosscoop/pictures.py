@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from crosscoop.data.dataset import VOID, Array, Color
@@ -81,5 +82,36 @@ def save_comparison(
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 11), fontsize=8)
     figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
+    """Draw a confusion matrix, every row in per cent of its true class.
+
+    Args:
+        path: The PNG to write.
+        counts: Pixels `(num_classes, num_classes + 1)` by true and predicted class, see `metrics.ConfusionMatrix`; the
+            last column is drawn only if something is in it.
+        class_names: One name per class.
+        title: Stands above.
+    """
+    from matplotlib.figure import Figure
+
+    columns = [*class_names, "none of them"] if counts[:, -1].any() else list(class_names)
+    shares = 100 * counts[:, : len(columns)] / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(0.42 * len(columns) + 3, 0.42 * len(class_names) + 2.2), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+    axis.set_yticks(range(len(class_names)), class_names, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.tick_params(length=0, labelsize=8)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:  # else it would read 0
+            color = "white" if share > 55 else "black"
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, label="per cent of the true class", fraction=0.04)
+    figure.suptitle(title, fontsize=9, wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -30,15 +30,32 @@ def to_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, A
     }
 
 
-def to_table(record: Mapping[str, Any]) -> Table:
-    """IoU per class and mIoU of every output in per cent, with the protocol below."""
-    outputs, protocol = record["outputs"], record["protocol"]
+def confusion_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What `confusion.json` holds: per output the pixels by true class (row) and predicted class (column).
+
+    Args:
+        stage: What was run: validate or test.
+        scores: The scores by output name.
+        protocol: How they were measured.
+    """
+    class_names = list(next(iter(scores.values())).class_names)
+    outputs = {name: score.counts.tolist() for name, score in scores.items()}
+    return {"stage": stage, "protocol": dict(protocol), "class_names": class_names, "outputs": outputs}
+
+
+def describe(protocol: Mapping[str, Any]) -> str:
+    """A protocol in words, to stand beside every figure."""
     official = protocol["official_num_images"]
     count = f"{protocol['num_images']} images"
     if official not in (None, protocol["num_images"]):
         count += f" (official: {official})"
-    caption = f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}, {protocol['inference']}"
-    caption += "; in per cent"
+    return f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}, {protocol['inference']}"
+
+
+def to_table(record: Mapping[str, Any]) -> Table:
+    """IoU per class and mIoU of every output in per cent, with the protocol below."""
+    outputs = record["outputs"]
+    caption = f"{describe(record['protocol'])}; in per cent"
     if record["absent_classes"]:
         caption += f"; absent and left out of the mean: {', '.join(record['absent_classes'])}"
     table = Table("class", caption=caption, title=f"crosscoop {record['stage']}")

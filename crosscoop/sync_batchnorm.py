@@ -2,32 +2,27 @@
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins import LayerSync
-from timm.layers.norm_act import SyncBatchNormAct
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SyncBatchNorm(SyncBatchNormAct):  # type: ignore[misc]
-    """timm's synchronised batch norm with activation, which also runs on the CPU (gloo).
+class CPUSyncBatchNorm(BatchNormAct2d):  # type: ignore[misc]
+    """Synchronised batch norm with activation for the CPU (gloo), from sums that the ranks add up differentiably.
 
-    On GPUs torch's own kernels do the work. torch refuses other devices; there the same statistics come from
-    sums that the ranks add up differentiably.
+    torch's `SyncBatchNorm` has kernels for GPUs only, and DDP refuses it elsewhere.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(N, C, H, W)` with the statistics of all ranks, then activate as the original layer did."""
-        shared = self.training and dist.is_initialized() and dist.get_world_size() > 1
-        if self.training and not shared and x.numel() == x.shape[1]:  # no variance, see layers.BatchNorm2d
-            statistics = self.running_mean, self.running_var, self.weight, self.bias
-            return self.act(functional.batch_norm(x, *statistics, eps=self.eps))  # type: ignore[no-any-return]
-        if x.device.type != "cpu" or not shared:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             activated: Tensor = super().forward(x)
             return activated
-        values = x.float()
-        count = torch.tensor([values.numel() / values.shape[1]], device=x.device)
+        values = x.double()  # variances from sums of squares need the digits
+        count = values.new_tensor([values.numel() / values.shape[1]])
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
         totals = all_reduce(sums)  # type: ignore[no-untyped-call]
         mean, square = (totals[:-1] / totals[-1]).chunk(2)
@@ -36,8 +31,8 @@ class SyncBatchNorm(SyncBatchNormAct):  # type: ignore[misc]
             self.num_batches_tracked.add_(1)
             with torch.no_grad():
                 unbiased = variance * totals[-1] / (totals[-1] - 1)
-                self.running_mean.lerp_(mean.detach(), self.momentum)
-                self.running_var.lerp_(unbiased.detach(), self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normalised = values * scale.view(1, -1, 1, 1) + (self.bias - mean * scale).view(1, -1, 1, 1)
         return self.act(self.drop(normalised.to(x.dtype)))  # type: ignore[no-any-return]
@@ -52,10 +47,14 @@ class TimmSyncBatchNorm(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace every batch norm below `model`, in place; parameters and their names stay."""
+        device = next(model.parameters()).device
+        if isinstance(model, LightningModule):
+            device = model.trainer.strategy.root_device  # where the weights travel next
+        layer = CPUSyncBatchNorm if device.type == "cpu" else SyncBatchNormAct
         for parent in list(model.modules()):
             for name, child in parent.named_children():
-                if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
-                    setattr(parent, name, synchronised(child))
+                if isinstance(child, _BatchNorm) and not isinstance(child, layer):
+                    setattr(parent, name, synchronised(child, layer))
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -63,9 +62,9 @@ class TimmSyncBatchNorm(LayerSync):
         return model
 
 
-def synchronised(norm: _BatchNorm) -> SyncBatchNorm:
+def synchronised(norm: _BatchNorm, layer: type[_BatchNorm]) -> _BatchNorm:
     """A synchronised batch norm that shares the parameters and statistics of `norm`."""
-    synced = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    synced = layer(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     synced.drop = getattr(norm, "drop", nn.Identity())
     synced.act = getattr(norm, "act", nn.Identity())
     synced.weight, synced.bias = norm.weight, norm.bias

@@ -10,10 +10,11 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import SumMetric
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
-from crosscoop.loss import CrossEntropy
+from crosscoop.loss import CrossEntropy, Loss
 from crosscoop.metrics import ConfusionMatrix, Scores
 from crosscoop.network import CooperativeNetwork
 
@@ -58,7 +59,7 @@ class CooperativeSegmentation(pl.LightningModule):
         warmup_steps: int = 0,
         scheduler: LRSchedulerCallable = None,  # type: ignore[assignment]
         heads_lr_multiplier: float = 1.0,
-        loss: nn.Module = CrossEntropy(),  # noqa: B008
+        loss: Loss = CrossEntropy(),  # noqa: B008
         inference: Inference = Inference(),  # noqa: B008
         channels_last: bool = False,
         compile: bool = False,
@@ -73,7 +74,9 @@ class CooperativeSegmentation(pl.LightningModule):
         self.confusion: Mapping[str, ConfusionMatrix] = nn.ModuleDict(  # type: ignore[assignment]
             {name: ConfusionMatrix(len(class_names)) for name in output_names(len(network.branches))}
         )
+        self.images = SumMetric()
         self.scores: dict[str, Scores] = {}
+        self.num_images = 0
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         if compile:
@@ -150,6 +153,7 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def _count(self, batch: Batch) -> dict[str, Tensor]:
         labels = self._labels(batch)
+        self.images.update(len(batch["mask"]))
         for name, output in labels.items():
             self.confusion[name].update(output, batch["mask"])
         return labels
@@ -157,6 +161,8 @@ class CooperativeSegmentation(pl.LightningModule):
     def _score(self, stage: str) -> None:
         """Log `stage/miou` of the ensemble (or of the only branch), each branch's, and IoU per class."""
         figures: dict[str, float] = {}
+        self.num_images = int(self.images.compute())
+        self.images.reset()
         for name, confusion in self.confusion.items():
             self.scores[name] = scores = Scores(confusion.compute().cpu(), self.class_names)
             confusion.reset()

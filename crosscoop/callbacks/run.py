@@ -11,7 +11,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from crosscoop.results import to_record, to_table, write_json
+from crosscoop.pictures import save_confusion
+from crosscoop.results import confusion_record, describe, to_record, to_table, write_json
 from crosscoop.task import CooperativeSegmentation
 
 
@@ -20,8 +21,9 @@ class RunFolder(pl.Callback):
 
     `config.yaml` (the resolved configuration, which also goes to every logger), `history.csv` (a row per validation),
     `metrics.json` (the figures of the last test or validation; after `fit`, of its best epoch), and the table of the
-    figures on the console. Each checkpoint gets the configuration, class names and colours, so that it can be
-    used without any other file.
+    figures on the console. `test` and `validate` also leave `confusion.json` and `confusion.png` (pixels by true and
+    predicted class), and in `test.yaml` or `validate.yaml` the configuration under which they counted. Each checkpoint
+    gets the configuration, class names and colours, so that it can be used without any other file.
 
     Args:
         config: The command's configuration, as plain values.
@@ -106,17 +108,21 @@ class RunFolder(pl.Callback):
         self.history, self.best = state_dict["history"], state_dict["best"]
 
     def _report(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        record = self._record(trainer, module, stage)
-        path = self._folder(trainer) / "metrics.json"
-        write_json(path, record)
+        record, folder = self._record(trainer, module, stage), self._folder(trainer)
+        write_json(folder / "metrics.json", record)
+        (folder / f"{stage}.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+        write_json(folder / "confusion.json", confusion_record(stage, module.scores, record["protocol"]))
+        output, scores = list(module.scores.items())[-1]
+        title = f"{output}, {describe(record['protocol'])}"
+        save_confusion(folder / "confusion.png", scores.counts.numpy(), scores.class_names, title)
         Console().print(to_table(record))
-        print(f"Figures: {path}")
+        print(f"Figures: {folder / 'metrics.json'}\nConfusion matrix: {folder / 'confusion.png'}")
 
     def _record(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> dict[str, Any]:
         assert isinstance(module, CooperativeSegmentation)
         data = trainer.datamodule  # type: ignore[attr-defined]
         split = data.dataset.test_split if stage == "test" else data.dataset.val_split
-        protocol = {**data.protocol(split), "inference": module.inference.describe()}
+        protocol = {**data.protocol(split, module.num_images), "inference": module.inference.describe()}
         return to_record(stage, module.scores, protocol)
 
     def _mean_loss(self) -> float:

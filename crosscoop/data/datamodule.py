@@ -67,17 +67,15 @@ class SegmentationData(pl.LightningDataModule):
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
         self.resize, self.center_crop, self.seed = resize, center_crop, seed
 
-    def protocol(self, split: str) -> dict[str, Any]:
-        """How figures on a split are measured; it stands beside every one of them."""
+    def protocol(self, split: str, num_images: int) -> dict[str, Any]:
+        """How figures are measured on so many images of a split; it stands beside every one of them."""
         region = f"centre crop {self.center_crop}" if self.center_crop else "whole images"
         size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
-        official = self.dataset.official_sizes.get(split)
-        count = len(self._samples(split))
         return {
             "dataset": type(self.dataset).__name__,
             "split": split,
-            "num_images": count,
-            "official_num_images": official,
+            "num_images": num_images,
+            "official_num_images": self.dataset.official_sizes.get(split),
             "evaluation": f"{region} {size}",
         }
 
