@@ -99,10 +99,12 @@ class Scores:
     Attributes:
         counts: Confusion matrix `(num_classes, num_classes + 1)` on the CPU, see `ConfusionMatrix`.
         class_names: One name per class.
+        boundary: Intersection and union `(2, num_classes)` near the outlines, see `BoundaryIoU`, if they were counted.
     """
 
     counts: Tensor
     class_names: Sequence[str]
+    boundary: Tensor | None = None
 
     @property
     def hits(self) -> Tensor:
@@ -157,7 +159,16 @@ class Scores:
             **{name: number(figure) for name, figure in figures.items()},
             "iou_per_class": dict(zip(self.class_names, map(number, self.iou.tolist()), strict=True)),
             "absent_classes": self.absent,
+            **self._boundary_figures(),
         }
+
+    def _boundary_figures(self) -> dict[str, Any]:
+        if self.boundary is None:
+            return {}
+        intersection, union = self.boundary.double()
+        ious = intersection / union
+        per_class = dict(zip(self.class_names, map(number, ious.tolist()), strict=True))
+        return {"boundary_miou": number(float(ious.nanmean())), "boundary_iou_per_class": per_class}
 
 
 def number(figure: float) -> float | None:

@@ -65,6 +65,8 @@ def to_table(record: Mapping[str, Any]) -> Table:
         table.add_row(class_name, *(percent(o["iou_per_class"][class_name]) for o in outputs.values()))
     table.add_section()
     table.add_row("mIoU", *(percent(output["miou"]) for output in outputs.values()), style="bold")
+    if "boundary_miou" in record:
+        table.add_row("boundary mIoU", *(percent(output["boundary_miou"]) for output in outputs.values()))
     for key in ("pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou"):
         table.add_row(
             key.replace("_", " ").replace("iou", "IoU"), *(percent(output[key]) for output in outputs.values())

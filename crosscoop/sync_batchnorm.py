@@ -4,24 +4,29 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins import LayerSync
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from crosscoop.network.layers import BatchNorm2d
 
-class CPUSyncBatchNorm(BatchNormAct2d):  # type: ignore[misc]
+
+class CPUSyncBatchNorm(BatchNorm2d):
     """Synchronised batch norm with activation for the CPU (gloo), from sums that the ranks add up differentiably.
 
     torch's `SyncBatchNorm` has kernels for GPUs only, and DDP refuses it elsewhere.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise `(N, C, H, W)` with the statistics of all ranks, then activate as the original layer did."""
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
-            activated: Tensor = super().forward(x)
-            return activated
-        values = x.double()  # variances from sums of squares need the digits
+        shared = self.training and dist.is_initialized() and dist.get_world_size() > 1
+        normalised = self._normalise(input) if shared else super().forward(input)
+        activated: Tensor = self.act(self.drop(normalised))
+        return activated
+
+    def _normalise(self, input: Tensor) -> Tensor:
+        values = input.double()  # variances from sums of squares need the digits
         count = values.new_tensor([values.numel() / values.shape[1]])
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
         totals = all_reduce(sums)  # type: ignore[no-untyped-call]
@@ -35,7 +40,7 @@ class CPUSyncBatchNorm(BatchNormAct2d):  # type: ignore[misc]
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normalised = values * scale.view(1, -1, 1, 1) + (self.bias - mean * scale).view(1, -1, 1, 1)
-        return self.act(self.drop(normalised.to(x.dtype)))  # type: ignore[no-any-return]
+        return normalised.to(input.dtype)
 
 
 class TimmSyncBatchNorm(LayerSync):

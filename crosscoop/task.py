@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import SumMetric
 
+from crosscoop.boundary import BoundaryIoU
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
 from crosscoop.loss import CrossEntropy, Loss
@@ -46,6 +47,7 @@ class CooperativeSegmentation(pl.LightningModule):
         heads_lr_multiplier: Factor on the learning rate of all that is not a backbone.
         loss: The loss of one branch; the branches' losses are summed.
         inference: How images are evaluated; the command line's group `inference`.
+        boundary_iou: Measure boundary IoU as well; it takes longer than all other figures.
         channels_last: Keep maps in the channels-last layout, the faster one on GPUs with tensor cores.
         compile: Compile the network with torch.compile (the first steps take minutes).
     """
@@ -61,6 +63,7 @@ class CooperativeSegmentation(pl.LightningModule):
         heads_lr_multiplier: float = 1.0,
         loss: Loss = CrossEntropy(),  # noqa: B008
         inference: Inference = Inference(),  # noqa: B008
+        boundary_iou: bool = False,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -74,6 +77,10 @@ class CooperativeSegmentation(pl.LightningModule):
         self.confusion: Mapping[str, ConfusionMatrix] = nn.ModuleDict(  # type: ignore[assignment]
             {name: ConfusionMatrix(len(class_names)) for name in output_names(len(network.branches))}
         )
+        self.boundary: Mapping[str, BoundaryIoU] = nn.ModuleDict(  # type: ignore[assignment]
+            {name: BoundaryIoU(len(class_names)) for name in self.confusion}
+        )
+        self.boundary_iou = boundary_iou
         self.images = SumMetric()
         self.scores: dict[str, Scores] = {}
         self.num_images = 0
@@ -156,6 +163,8 @@ class CooperativeSegmentation(pl.LightningModule):
         self.images.update(len(batch["mask"]))
         for name, output in labels.items():
             self.confusion[name].update(output, batch["mask"])
+            if self.boundary_iou:
+                self.boundary[name].update(output, batch["mask"])
         return labels
 
     def _score(self, stage: str) -> None:
@@ -164,8 +173,13 @@ class CooperativeSegmentation(pl.LightningModule):
         self.num_images = int(self.images.compute())
         self.images.reset()
         for name, confusion in self.confusion.items():
-            self.scores[name] = scores = Scores(confusion.compute().cpu(), self.class_names)
+            self.scores[name] = scores = Scores(
+                confusion.compute().cpu(),
+                self.class_names,
+                self.boundary[name].compute().cpu() if self.boundary_iou else None,
+            )
             confusion.reset()
+            self.boundary[name].reset()
             suffix = "" if name == list(self.confusion)[-1] else f"_{name}"
             figures[f"{stage}/miou{suffix}"] = scores.miou
             figures[f"{stage}/pixel_accuracy{suffix}"] = scores.pixel_accuracy

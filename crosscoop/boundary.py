@@ -1,0 +1,54 @@
+"""Boundary IoU (Cheng et al., CVPR 2021, https://arxiv.org/abs/2103.16562): IoU of what lies near the outlines."""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from crosscoop.data.dataset import VOID, Array
+
+
+class BoundaryIoU(Metric):
+    """Counts intersection and union per class of the pixels near the true and the predicted outlines.
+
+    Args:
+        num_classes: The number of classes; true values from there on count nowhere.
+        width: How near, as a share of the image's diagonal; the paper's 0.02.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, width: float = 0.02) -> None:
+        super().__init__()
+        self.num_classes, self.width = num_classes, width
+        self.add_state("counts", torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, labels: Tensor, mask: Tensor) -> None:
+        """Count.
+
+        Args:
+            labels: `(N, H, W)` predicted class indices.
+            mask: `(N, H, W)` true class indices.
+        """
+        for predicted, true in zip(labels.cpu().numpy(), mask.cpu().numpy(), strict=True):
+            self.counts += torch.from_numpy(self._count(predicted, true)).to(self.counts.device)
+
+    def compute(self) -> Tensor:
+        """Intersection and union `(2, num_classes)` in pixels, summed over ranks."""
+        return self.counts
+
+    def _count(self, labels: Array, mask: Array) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+        counts = np.zeros((2, self.num_classes), np.int64)
+        labelled = mask < self.num_classes
+        labels = np.where(labelled, labels, VOID)  # void has outlines too: the same ones for both
+        distance = max(1, round(self.width * float(np.hypot(*mask.shape))))
+        kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+        for index in np.union1d(mask[labelled], labels[labelled]):
+            near = []
+            for region in (mask == index, labels == index):
+                inner = cv2.erode(region.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+                near.append(region & (inner == 0))
+            counts[:, index] = (near[0] & near[1]).sum(), (near[0] | near[1]).sum()
+        return counts
