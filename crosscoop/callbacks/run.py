@@ -1,11 +1,14 @@
 """The run's folder: its configuration, history, figures, and what its checkpoints say of themselves."""
 
 import csv
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -116,6 +119,7 @@ class RunFolder(pl.Callback):
         title = f"{output}, {describe(record['protocol'])}"
         save_confusion(folder / "confusion.png", scores.counts.numpy(), scores.class_names, title)
         Console().print(to_table(record))
+        print(f"Peak memory: {peak_memory(module.device):.1f} GiB on {module.device}")
         print(f"Figures: {folder / 'metrics.json'}\nConfusion matrix: {folder / 'confusion.png'}")
 
     def _record(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> dict[str, Any]:
@@ -130,3 +134,11 @@ class RunFolder(pl.Callback):
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in GiB that this process has held so far: of the GPU, or else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

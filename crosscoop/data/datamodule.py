@@ -79,6 +79,10 @@ class SegmentationData(pl.LightningDataModule):
             "evaluation": f"{region} {size}",
         }
 
+    def prepare_data(self) -> None:
+        """Bring the data to disk, once per machine."""
+        self.dataset.prepare()
+
     def train_dataloader(self) -> DataLoader[Item]:
         """Augmented crops of the training split."""
         samples = self._samples(self.dataset.train_split)

@@ -61,6 +61,9 @@ class SegmentationDataset(ABC):
         """The number of classes, void not counted."""
         return len(self.class_names)
 
+    def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to prepare)
+        """Bring the data to disk, by download for example; called once per machine before a split is read."""
+
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
         """The samples of a split, in the official order.

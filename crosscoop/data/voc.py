@@ -25,32 +25,28 @@ class PascalVOC(SegmentationDataset):
         download: Download VOC (2 GB) when it is not at `root`.
     """
 
-    class_names = (
-        *(
-            "background",
-            "aeroplane",
-            "bicycle",
-            "bird",
-            "boat",
-            "bottle",
-            "bus",
-            "car",
-            "cat",
-            "chair",
-            "cow",
-        ),
-        *(
-            "diningtable",
-            "dog",
-            "horse",
-            "motorbike",
-            "person",
-            "pottedplant",
-            "sheep",
-            "sofa",
-            "train",
-            "tvmonitor",
-        ),
+    class_names: Sequence[str] = (
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
     )
     palette = colormap(len(class_names))
     official_sizes: Mapping[str, int] = {
@@ -74,6 +70,10 @@ class PascalVOC(SegmentationDataset):
         self.val_split = val_split
         self.test_split = test_split
         self.download = download
+
+    def prepare(self) -> None:
+        """Download VOC, if so asked and not yet done."""
+        find_voc(self.root, self.download)
 
     def samples(self, split: str) -> Sequence[FileSample]:
         """The samples of a split, in the order of its list. Downloads first if so asked.
