@@ -9,6 +9,7 @@ from crosscoop.network import (
     list_fusions,
     list_strategies,
 )
+from crosscoop.predictor import Prediction, Predictor, load
 
 __version__ = "0.1.0"
 
@@ -16,8 +17,11 @@ __all__ = [
     "CooperativeNetwork",
     "DeepLabV3Plus",
     "Fusion",
+    "Prediction",
+    "Predictor",
     "Strategy",
     "create_network",
     "list_fusions",
     "list_strategies",
+    "load",
 ]

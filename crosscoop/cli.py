@@ -10,12 +10,15 @@ COMMANDS = {
     "fit": ("crosscoop.training:main", "Train a network."),
     "validate": ("crosscoop.training:main", "Evaluate a checkpoint on the validation split."),
     "test": ("crosscoop.training:main", "Evaluate a checkpoint on the test split."),
-    "predict": ("crosscoop.training:main", "Write the labels that a checkpoint predicts as PNG files."),
+    "predict": ("crosscoop.predict:main", "Predict any images, a video, or the test split of a run's data."),
+    "score": ("crosscoop.score:score", "Score label PNGs that any tool wrote."),
+    "submit": ("crosscoop.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
     "prepare_trainaug": (
-        "crosscoop.data.trainaug:main",
+        "crosscoop.data.trainaug:prepare_trainaug",
         "Prepare PASCAL VOC's trainaug split (10,582 images) from SBD.",
     ),
 }
+"""Where each command is: a `main` that reads its options itself, or a function that is run by its signature."""
 
 USAGE = """\
 crosscoop: semantic segmentation with cooperating branches (Ikedo and Hotta, VISAPP 2022)
@@ -49,9 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         fail(f"got the command {command!r}, expected one of {', '.join(COMMANDS)}. See crosscoop --help.")
     sys.path.insert(0, "")  # class paths and modules of the user's working directory
-    module, _, function = COMMANDS[command][0].partition(":")
+    target = COMMANDS[command][0]
+    module, _, name = target.partition(":")
     try:
-        getattr(importlib.import_module(module), function)([command, *options])
+        function = getattr(importlib.import_module(module), name)
+        if target == TRAINING:
+            function([command, *options])
+        else:
+            run(function, command, options)
     except CrosscoopError as error:
         # From a data loader's worker the message arrives at the end of that process's stack trace.
         fail(str(error).rpartition("crosscoop.errors.CrosscoopError: ")[2].strip())

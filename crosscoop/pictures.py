@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crosscoop.data.dataset import VOID, Array, Color
 
 VOID_COLOR: Color = (224, 224, 192)
+RED: Color = (230, 0, 40)
 
 
 def colored(labels: Array, palette: Sequence[Color]) -> Array:
@@ -25,27 +27,57 @@ def overlay(image: Array, labels: Array, palette: Sequence[Color], alpha: float 
     return mixed.round().astype(np.uint8)
 
 
+def highlight(image: Array, where: NDArray[np.bool_]) -> Array:
+    """The image `(H, W, 3)` in pale grey, with the pixels `where` `(H, W)` in red."""
+    pale = 255 - 0.4 * (255 - image.mean(2, keepdims=True))
+    return np.where(where[..., None], RED, pale.round()).astype(np.uint8)
+
+
 def legend(picture: Array, labels: Array, class_names: Sequence[str], palette: Sequence[Color]) -> Image.Image:
     """The picture `(H, W, 3)` above a legend of the classes that `labels` hold."""
-    size = max(12, picture.shape[0] // 32)
+    size = font_size(picture)
     font = ImageFont.load_default(size)
     line, gap = int(size * 1.6), int(size * 0.4)
-    places: list[tuple[int, int, int]] = []
+    entries = [(int(index), class_names[index]) for index in np.unique(labels[labels < len(class_names)])]
+    widths = [line + int(font.getlength(name)) + 2 * gap for _, name in entries]
+    total = max([picture.shape[1], *(gap + width for width in widths)])  # a thumbnail is narrower than a name
+    places: list[tuple[int, int]] = []
     x = y = gap
-    for index in np.unique(labels[labels < len(class_names)]):
-        width = line + int(font.getlength(class_names[index])) + 2 * gap
-        if x > gap and x + width > picture.shape[1]:
+    for width in widths:
+        if x > gap and x + width > total:
             x, y = gap, y + line
-        places.append((int(index), x, y))
+        places.append((x, picture.shape[0] + y))
         x += width
-    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + y + line), "white")
+    canvas = Image.new("RGB", (total, picture.shape[0] + y + line), "white")
     canvas.paste(Image.fromarray(picture))
     draw = ImageDraw.Draw(canvas)
-    for index, x, y in places:
-        top = picture.shape[0] + y
-        draw.rectangle((x, top, x + size, top + size), fill=palette[index], outline="gray")
-        draw.text((x + line - gap // 2, top), class_names[index], fill="black", font=font)
+    for (index, name), (left, top) in zip(entries, places, strict=True):
+        draw.rectangle((left, top, left + size, top + size), fill=palette[index], outline="gray")
+        draw.text((left + line - gap // 2, top), name, fill="black", font=font)
     return canvas
+
+
+def side_by_side(panels: Mapping[str, Array], longest: int = 1024) -> Array:
+    """Pictures `(H, W, 3)` of one size in a row under their titles, each reduced to at most `longest` pixels a side."""
+    pictures = [Image.fromarray(panel) for panel in panels.values()]
+    for picture in pictures:
+        picture.thumbnail((longest, longest))
+    width, height = pictures[0].size
+    size = font_size(np.asarray(pictures[0]))
+    font = ImageFont.load_default(size)
+    column = max([width, *(int(font.getlength(title)) + 1 for title in panels)])
+    gap, top = size // 2, size * 2
+    canvas = Image.new("RGB", ((column + gap) * len(pictures) - gap, top + height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (title, picture) in enumerate(zip(panels, pictures, strict=True)):
+        draw.text((i * (column + gap), size // 3), title, fill="black", font=font)
+        canvas.paste(picture, (i * (column + gap), top))
+    return np.asarray(canvas)
+
+
+def font_size(picture: Array) -> int:
+    """Pixels that read well beside a picture."""
+    return int(max(12, picture.shape[0] // 32))
 
 
 def save_comparison(
@@ -100,7 +132,8 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
 
     columns = [*class_names, "none of them"] if counts[:, -1].any() else list(class_names)
     shares = 100 * counts[:, : len(columns)] / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(0.42 * len(columns) + 3, 0.42 * len(class_names) + 2.2), layout="constrained")
+    width = 0.42 * len(columns) + 3
+    figure = Figure(figsize=(width, 0.42 * len(class_names) + 2.2), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
@@ -112,6 +145,6 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
             color = "white" if share > 55 else "black"
             axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, label="per cent of the true class", fraction=0.04)
-    figure.suptitle(title, fontsize=9, wrap=True)
+    figure.suptitle(fill(title, int(13 * width)), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")

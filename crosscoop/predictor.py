@@ -3,21 +3,22 @@
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from crosscoop.data.dataset import Array, Color
-from crosscoop.data.files import read_image
+from crosscoop.data.files import read_image, to_rgb
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference, Outputs
-from crosscoop.network import create_network
-from crosscoop.pictures import legend, overlay
-from crosscoop.task import outputs_of
+from crosscoop.network.create import create_network
+from crosscoop.network.outputs import outputs_of
+from crosscoop.pictures import colored, highlight, legend, overlay, side_by_side
 
 
 @dataclass(frozen=True)
@@ -42,27 +43,40 @@ class Prediction:
 
     @property
     def disagreement(self) -> NDArray[np.bool_]:
-        """`(H, W)`, where top and bottom differ; nowhere, if there is one branch."""
-        first, second, *_ = [*self.branch_labels.values(), self.labels]
-        different: NDArray[np.bool_] = first != second
+        """`(H, W)`, where the branches differ; nowhere, if there is one."""
+        first, *others = [labels for name, labels in self.branch_labels.items() if name != "ensemble"]
+        different = np.zeros(first.shape, bool)
+        for other in others:
+            different |= first != other
         return different
 
     def draw(self, alpha: float = 0.5) -> Image.Image:
-        """The image under the classes' colours, with a legend of those that are seen."""
-        return legend(
-            overlay(self.image, self.labels, self.palette, alpha), self.labels, self.class_names, self.palette
-        )
+        """The image under the classes' colours with weight `alpha`, above a legend of those that are seen."""
+        picture = overlay(self.image, self.labels, self.palette, alpha)
+        return legend(picture, self.labels, self.class_names, self.palette)
+
+    def compare(self) -> Image.Image:
+        """The image, the colours of each output and the pixels on which the branches differ, side by side."""
+        panels = {name: colored(labels, self.palette) for name, labels in self.branch_labels.items()}
+        if len(self.branch_labels) > 1:
+            where = self.disagreement
+            panels[f"disagreement: {where.mean():.1%}"] = highlight(self.image, where)
+        seen = np.concatenate(list(self.branch_labels.values()))
+        return legend(side_by_side({"image": self.image} | panels), seen, self.class_names, self.palette)
 
 
 class Predictor:
     """Predicts images of any size, at their own size.
 
     Args:
-        network: A `CooperativeNetwork`.
+        network: Turns `(N, 3, H, W)` RGB in [0, 1] into the logits of each branch, as a `CooperativeNetwork` does.
         class_names: One name per class.
         palette: One RGB colour per class.
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
+
+    Raises:
+        CrosscoopError: There is no such device.
     """
 
     def __init__(
@@ -73,8 +87,14 @@ class Predictor:
         inference: Inference | None = None,
         device: str | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = network.eval().to(self.device)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.device = torch.device(device)
+            self.network = network.eval().to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise CrosscoopError(
+                f"device: got {device!r}, expected one that torch finds here, such as cpu or cuda ({error})."
+            ) from error
         self.class_names, self.palette = class_names, palette
         self.inference = inference or Inference()
 
@@ -86,10 +106,18 @@ class Predictor:
                 floats in [0, 1].
 
         Raises:
-            CrosscoopError: The image cannot be read, or is none of these.
+            CrosscoopError: The image cannot be read, is none of these, or is too large for the memory.
         """
         pixels = to_array(image)
-        outputs = self.logits(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        try:
+            outputs = self.logits(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise CrosscoopError(
+                f"got an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, expected one that fits into the memory "
+                f"of {self.device}; give a sliding window, such as Inference(window=(768, 768))."
+            ) from error
         labels = {name: logits[0].argmax(0).byte().cpu().numpy() for name, logits in outputs.items()}
         last = list(outputs)[-1]
         probabilities = outputs[last][0].float().softmax(0).cpu().numpy()
@@ -111,16 +139,21 @@ def load(checkpoint: str | Path, inference: Inference | None = None, device: str
         device: Where to run; by default a GPU if there is one.
 
     Raises:
-        CrosscoopError: There is no such file, or it is no checkpoint of ours.
+        CrosscoopError: There is no such file, it is no checkpoint of ours, or its weights do not fit its network.
     """
     content = read_checkpoint(checkpoint)
     about = content["crosscoop"]
     options = {**about["config"]["network"], "pretrained": False}  # the checkpoint brings all weights
     network = create_network(**options, num_classes=len(about["class_names"]))
-    prefix = "network."
-    network.load_state_dict(
-        {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
-    )
+    weights = [(key, value) for key, value in content["state_dict"].items() if key.startswith("network.")]
+    try:
+        network.load_state_dict({key.removeprefix("network."): value for key, value in weights})
+    except RuntimeError as error:
+        mismatch = shorten(str(error).partition("\n")[2], 300)
+        raise CrosscoopError(
+            f"{checkpoint}: its weights do not fit the network that its configuration gives ({mismatch}). Keep the "
+            "code of its backbones and its fusion as it was in training."
+        ) from error
     palette = [(color[0], color[1], color[2]) for color in about["palette"]]
     return Predictor(network, about["class_names"], palette, inference, device)
 
@@ -145,15 +178,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:
-    """An image as `(H, W, 3)` uint8 RGB, see `Predictor.__call__`."""
+    """An image as `(H, W, 3)` uint8 RGB of its own, see `Predictor.__call__`."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return to_rgb(ImageOps.exif_transpose(image), "the image")
     if isinstance(image, Tensor):
         if image.is_floating_point():
             image = (image.clamp(0, 1) * 255).round().byte()
-        image = image.permute(1, 2, 0).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
+        image = (image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy()
     if image.ndim == 2:
         image = np.stack([image] * 3, axis=-1)
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
@@ -161,4 +194,4 @@ def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:
             f"got an image of shape {image.shape} and type {image.dtype}, expected (H, W, 3) uint8 RGB, or a tensor "
             "(3, H, W) of uint8 or of floats in [0, 1]."
         )
-    return np.ascontiguousarray(image)
+    return np.array(image, order="C")

@@ -18,6 +18,9 @@ class CPUSyncBatchNorm(BatchNorm2d):
     torch's `SyncBatchNorm` has kernels for GPUs only, and DDP refuses it elsewhere.
     """
 
+    drop: nn.Module
+    act: nn.Module
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `(N, C, H, W)` with the statistics of all ranks, then activate as the original layer did."""
         shared = self.training and dist.is_initialized() and dist.get_world_size() > 1
@@ -32,14 +35,12 @@ class CPUSyncBatchNorm(BatchNorm2d):
         totals = all_reduce(sums)  # type: ignore[no-untyped-call]
         mean, square = (totals[:-1] / totals[-1]).chunk(2)
         variance = square - mean.square()
-        if self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-            with torch.no_grad():
-                unbiased = variance * totals[-1] / (totals[-1] - 1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        unbiased = variance * totals[-1] / (totals[-1] - 1)
+        for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+            if running is not None and self.momentum is not None:
+                running.lerp_(value.detach().to(running.dtype), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        normalised = values * scale.view(1, -1, 1, 1) + (self.bias - mean * scale).view(1, -1, 1, 1)
+        normalised: Tensor = values * scale.view(1, -1, 1, 1) + (self.bias - mean * scale).view(1, -1, 1, 1)
         return normalised.to(input.dtype)
 
 

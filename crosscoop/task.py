@@ -18,6 +18,7 @@ from crosscoop.inference import Inference
 from crosscoop.loss import CrossEntropy, Loss
 from crosscoop.metrics import ConfusionMatrix, Scores
 from crosscoop.network import CooperativeNetwork
+from crosscoop.network.outputs import output_names, outputs_of
 
 
 class Batch(TypedDict):
@@ -186,18 +187,4 @@ class CooperativeSegmentation(pl.LightningModule):
         per_class = scores.to_dict()["iou_per_class"].items()
         figures |= {f"{stage}/iou/{name}": iou for name, iou in per_class if iou is not None}
         for key, figure in figures.items():
-            self.log(key, figure, prog_bar=key == f"{stage}/miou")
-
-
-def output_names(num_branches: int) -> list[str]:
-    """What the outputs of so many branches are called: the branches first, their ensemble last."""
-    if num_branches == 1:
-        return ["network"]
-    branches = ["top", "bottom"] if num_branches == 2 else [f"branch{i}" for i in range(num_branches)]
-    return [*branches, "ensemble"]
-
-
-def outputs_of(logits: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The branches' logits by name, and their sum, the ensemble, last."""
-    ensemble = [sum(logits[1:], logits[0])] if len(logits) > 1 else []
-    return dict(zip(output_names(len(logits)), [*logits, *ensemble], strict=True))
+            self.log(key, figure, prog_bar=key == f"{stage}/miou", sync_dist=True)  # equal on all ranks already

@@ -112,6 +112,8 @@ def main(arguments: Sequence[str]) -> None:
         raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
     except MisconfigurationException as error:
         raise CrosscoopError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise CrosscoopError(f"{error}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
     except RuntimeError as error:
         complaint, _, mismatches = str(error).partition("\n")
         if "loading state_dict" not in complaint:

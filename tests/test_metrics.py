@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from crosscoop.boundary import BoundaryIoU
 from crosscoop.loss import CrossEntropy
 from crosscoop.metrics import BranchComparison, ConfusionMatrix, Scores
 
@@ -142,6 +143,33 @@ def test_branches_are_compared_pixel_by_pixel():
     assert [int(right[case]) for case in ((0, 1, 1, 1), (0, 1, 0, 1), (0, 0, 0, 0), (1, 1, 1, 0), (1, 0, 1, 1))] == [
         1
     ] * 5
+
+
+# -- boundary IoU
+
+
+def test_boundary_iou_of_shifted_squares():
+    """Two 4 x 4 squares, one pixel apart, on 10 x 10: rings of 12 pixels that share 6; the ground has rings too."""
+    mask, labels = torch.zeros(2, 1, 10, 10, dtype=torch.int64)
+    mask[0, 3:7, 3:7], labels[0, 3:7, 4:8] = 1, 1
+    metric = BoundaryIoU(3)
+    metric.update(labels, mask)
+    intersection, union = metric.compute().tolist()
+    assert (intersection[1], union[1], union[2]) == (6, 18, 0)
+    figures = Scores(torch.zeros(3, 4), ["ground", "square", "absent"], metric.compute()).to_dict()
+    assert figures["boundary_iou_per_class"]["square"] == pytest.approx(1 / 3)
+    assert figures["boundary_iou_per_class"]["absent"] is None
+
+
+def test_boundary_iou_leaves_void_and_the_inside_out():
+    mask, labels = torch.zeros(2, 1, 20, 20, dtype=torch.int64)
+    mask[0, :, 15:] = VOID
+    labels[0, :, 15:], labels[0, 8:12, 6:9] = 1, 1  # wrong under void, and deep inside, where no true outline is
+    metric = BoundaryIoU(2)
+    metric.update(mask.clamp(max=1), mask)
+    assert metric.compute()[0].equal(metric.compute()[1]), "a prediction under void counted"
+    metric.update(labels, mask)
+    assert metric.compute()[1, 1] == 4 * 3 - 2
 
 
 # -- the loss

@@ -57,12 +57,24 @@ def read_image(path: Path) -> Array:
     Raises:
         CrosscoopError: The file is missing, empty, damaged, or deeper than 16 bits.
     """
-    image = _decode(path)
+    return to_rgb(_decode(path), str(path))
+
+
+def to_rgb(image: Image.Image, name: str) -> Array:
+    """A PIL image as `(H, W, 3)` uint8 RGB, see `read_image`.
+
+    Args:
+        image: The image; its orientation is taken as it is.
+        name: What to call it in a message.
+
+    Raises:
+        CrosscoopError: The image is deeper than 16 bits, or of a colour space that PIL cannot convert.
+    """
     if image.mode == "F" or image.mode.startswith("I"):  # convert("RGB") would clip these at 255
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise CrosscoopError(
-                f"{path}: got pixels of 32 bits (mode {image.mode}), expected 8 or 16; save them as 8-bit RGB"
+                f"{name}: got pixels of 32 bits (mode {image.mode}), expected 8 or 16; save them as 8-bit RGB"
             )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     image.info.pop("transparency", None)  # it is dropped anyway; PIL would warn
@@ -70,7 +82,7 @@ def read_image(path: Path) -> Array:
         return np.array(image.convert("RGB"))
     except ValueError as error:  # a colour space that PIL cannot convert, such as LAB
         raise CrosscoopError(
-            f"{path}: got mode {image.mode}, expected a colour or grey image; save it as RGB"
+            f"{name}: got mode {image.mode}, expected a colour or grey image; save it as RGB"
         ) from error
 
 
@@ -128,7 +140,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path: The file that appears whole or not at all; its folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)

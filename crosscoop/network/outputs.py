@@ -1,0 +1,19 @@
+"""The outputs of a network by name."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def output_names(num_branches: int) -> list[str]:
+    """What the outputs of so many branches are called: the branches first, their ensemble last."""
+    if num_branches == 1:
+        return ["network"]
+    branches = ["top", "bottom"] if num_branches == 2 else [f"branch{i}" for i in range(num_branches)]
+    return [*branches, "ensemble"]
+
+
+def outputs_of(logits: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The branches' logits by name, and their sum, the ensemble, last."""
+    ensemble = [sum(logits[1:], logits[0])] if len(logits) > 1 else []
+    return dict(zip(output_names(len(logits)), [*logits, *ensemble], strict=True))

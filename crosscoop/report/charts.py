@@ -1,0 +1,103 @@
+"""Curves as SVG: where everything lies. `page.html` draws it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, floor, log10
+
+from crosscoop.report.runs import Run
+
+WIDTH, HEIGHT = 460, 260
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 28
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve.
+
+    Attributes:
+        name: What the legend calls it.
+        run: The run's place, which gives the colour.
+        dash: 0 for the last output, whose line is solid; 1 and on for the outputs before it.
+        points: Epoch and value of each measurement.
+    """
+
+    name: str
+    run: int
+    dash: int
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over epochs in a frame of `WIDTH` x `HEIGHT`.
+
+    Attributes:
+        title: What the values are.
+        lines: The curves, at least one, none without points.
+        digits: Of the values, after the point.
+    """
+
+    title: str
+    lines: list[Line]
+    digits: int
+
+    @cached_property
+    def epochs(self) -> list[float]:
+        """Round values on the x axis."""
+        xs = [x for line in self.lines for x, _ in line.points]
+        step = max(round_step(max(xs) - min(xs), 7), 1)
+        return [x * step for x in range(ceil(min(xs) / step), floor(max(xs) / step) + 1)]
+
+    @cached_property
+    def values(self) -> list[float]:
+        """Round values on the y axis that enclose all measurements."""
+        ys = [y for line in self.lines for _, y in line.points]
+        step = round_step(max(ys) - min(ys), 5)
+        return [
+            y * step for y in range(floor(min(ys) / step), max(ceil(max(ys) / step), floor(min(ys) / step) + 1) + 1)
+        ]
+
+    def place(self, epoch: float, value: float) -> tuple[float, float]:
+        """Where a measurement lies."""
+        xs = [x for line in self.lines for x, _ in line.points]
+        across = (epoch - min(xs)) / ((max(xs) - min(xs)) or 1)
+        up = (value - self.values[0]) / (self.values[-1] - self.values[0])
+        x, y = LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return round(x, 1), round(y, 1)
+
+    def series(self) -> list[dict[str, object]]:
+        """What the page's script tells under the pointer: x, y, epoch and value of each measurement, line by line."""
+        return [
+            {
+                "name": line.name,
+                "points": [[*self.place(x, y), x, f"{y:.{self.digits}f}"] for x, y in line.points],
+            }
+            for line in self.lines
+        ]
+
+
+def round_step(span: float, count: int) -> float:
+    """1, 2 or 5 times a power of ten, which divides a span into at most about so many parts."""
+    rough = (span or 1) / count
+    power = 10.0 ** floor(log10(rough))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+
+
+def charts(runs: Sequence[Run]) -> list[Chart]:
+    """The training loss of every run, and the validation mIoU of every output; without those that nothing is in."""
+    losses = [Line(run.name, i, 0, _points(run, "train/loss")) for i, run in enumerate(runs)]
+    ious = []
+    for i, run in enumerate(runs):
+        keys = list(dict.fromkeys(key for row in run.history for key in row if key.startswith("val/miou/")))
+        for dash, key in enumerate([keys[-1], *keys[:-1]] if keys else []):
+            output = key.removeprefix("val/miou/")
+            name = f"{run.name}: {output}" if len(runs) > 1 else output
+            ious.append(Line(name, i, dash, _points(run, key, 100)))
+    candidates = [("Training loss", losses, 3), ("mIoU in validation, per cent", ious, 2)]
+    drawn = [Chart(title, [line for line in lines if line.points], digits) for title, lines, digits in candidates]
+    return [chart for chart in drawn if chart.lines]
+
+
+def _points(run: Run, key: str, factor: float = 1) -> list[tuple[float, float]]:
+    return [(row["epoch"], factor * row[key]) for row in run.history if {"epoch", key} <= row.keys()]

@@ -1,0 +1,79 @@
+"""The page: all that is known of the runs, put into `page.html`."""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
+
+from crosscoop import __version__
+from crosscoop.data.files import replacing
+from crosscoop.report import charts, tables
+from crosscoop.report.gallery import DIFFERENCES, Gallery, make_gallery
+from crosscoop.report.runs import Run, describe_validation, read_runs
+from crosscoop.results import describe, percent
+
+
+def report(
+    runs: list[str], output: str = "report.html", num_images: int = 8, split: Literal["test", "val"] = "test"
+) -> None:
+    """Writes one HTML page about one or more runs, to look at and to send on: it needs no other file and no network.
+
+    It shows settings, curves, figures per class with the differences from the first run, what top and bottom do
+    differently, confusion matrices, and the images on which the runs (or, of a single run, its branches) differ most.
+    Run `crosscoop test` before: it measures what is shown here.
+
+    Args:
+        runs: Folders of the runs; the others are compared with the first.
+        output: The HTML file to write.
+        num_images: How many images to show; 0 for none, which needs neither checkpoints nor data.
+        split: The split of these images: test (those on which the runs differ most) or val (spread evenly).
+
+    Raises:
+        CrosscoopError: A folder is no run.
+    """
+    read = read_runs(runs)
+    page = render(read, make_gallery(read, split, num_images))
+    with replacing(Path(output)) as path:
+        path.write_text(page, "utf-8")
+    print(f"Report: {output} ({len(page) / 1e6:.1f} MB)")
+
+
+def render(runs: Sequence[Run], gallery: Gallery) -> str:
+    """The page's HTML, in which every name is escaped."""
+    environment = Environment(
+        loader=PackageLoader("crosscoop", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"code": code, "describe": describe, "percent": percent, "signed": signed}
+    columns = tables.columns(runs)
+    context: dict[str, Any] = {
+        "runs": runs,
+        "warnings": tables.warnings(runs),
+        "settings": tables.settings(runs),
+        "charts": charts.charts(runs),
+        "frame": charts,
+        "validations": [describe_validation(run.config) if run.history else "" for run in runs],
+        "columns": columns,
+        "figure_rows": tables.figure_rows(columns),
+        "class_rows": tables.class_rows(columns),
+        "matrices": [tables.matrices(run) for run in runs],
+        "gallery": gallery,
+        "differences": DIFFERENCES,
+        "version": __version__,
+        "today": f"{datetime.now():%d %B %Y}",
+    }
+    return environment.get_template("page.html").render(context)
+
+
+def code(text: str) -> Markup:
+    """A text as HTML, with `code` where backticks say so."""
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text)))
+
+
+def signed(difference: float) -> str:
+    """A difference of shares in points, with its sign."""
+    points = f"{100 * difference:+.2f}"
+    return "±0" if float(points) == 0 else points.replace("-", "−")  # noqa: RUF001  (the minus sign)

@@ -1,0 +1,191 @@
+"""Settings, figures and confusion matrices as rows of cells."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crosscoop.report.runs import Run, Settings
+
+PROMINENT = (
+    *("network.branches", "network.strategy", "network.fusion", "network.channels", "network.output_stride"),
+    *("data.dataset", "data.batch_size", "data.crop_size", "model.optimizer", "model.optimizer.lr"),
+    *("trainer.max_epochs", "seed_everything"),
+)
+PLACES = ("run", "resume", "ckpt_path", "checkpoint.", "comparison.", "pictures.", "predictions.")
+"""Settings that say what is written where; they make no difference to a figure."""
+
+
+Figures = Mapping[str, Any]
+"""Figures by name, of which each may be None."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of all runs.
+
+    Attributes:
+        name: As on the command line.
+        values: Per run.
+    """
+
+    name: str
+    values: list[str]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs differ in it."""
+        return len(set(self.values)) > 1
+
+    @property
+    def folded(self) -> bool:
+        """Whether it is shown only on demand: it is not prominent, and the runs agree in it."""
+        return self.name not in PROMINENT and not self.differs
+
+
+@dataclass(frozen=True)
+class Column:
+    """An output of a run in the table of figures.
+
+    Attributes:
+        run: The run's place.
+        output: The output's name.
+        figures: What `metrics.json` says of it.
+        reference: The figures that its own are compared with; None for the reference itself.
+    """
+
+    run: int
+    output: str
+    figures: Figures
+    reference: Figures | None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure.
+
+    Attributes:
+        share: The figure, of 1; None if there is none.
+        difference: How much it is above the reference's; None if one of the two is missing.
+        best: Whether it is the highest of several.
+    """
+
+    share: float | None
+    difference: float | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix.
+
+    Attributes:
+        output: The output's name.
+        names: The predicted classes.
+        rows: Per true class its name, its pixels, and how many of them were seen as each of `names`.
+    """
+
+    output: str
+    names: list[str]
+    rows: list[tuple[str, int, list[int]]]
+
+
+def settings(runs: Sequence[Run]) -> list[Setting]:
+    """The settings of all runs, the prominent ones first."""
+    configs = [dict(flatten(run.config)) for run in runs]
+    known = dict.fromkeys(name for config in configs for name in config if not name.startswith(PLACES))
+    names = dict.fromkeys([*(name for name in PROMINENT if name in known), *known])
+    return [Setting(name, [config.get(name, "-") for config in configs]) for name in names]
+
+
+def flatten(config: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings under the names that the command line has for them, such as `model.optimizer.lr`."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
+        elif key == "class_path":
+            yield prefix.removesuffix("."), str(value).rpartition(".")[2]
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value).replace('"', "")
+
+
+def columns(runs: Sequence[Run]) -> list[Column]:
+    """The outputs of all runs that were measured.
+
+    The first run is the reference: the others' outputs are compared with its output of the same name, or else with its
+    last one. If there is no other run, its first output is the reference of its others.
+    """
+    measured = [(i, run.metrics["outputs"]) for i, run in enumerate(runs) if run.metrics]
+    if not measured:
+        return []
+    first, baseline = measured[0]
+    names = list(baseline)
+
+    def reference(run: int, output: str) -> Figures | None:
+        if run == first and (len(measured) > 1 or output == names[0]):
+            return None
+        compared: Figures = baseline[names[0] if run == first else output if output in names else names[-1]]
+        return compared
+
+    return [Column(i, name, outputs[name], reference(i, name)) for i, outputs in measured for name in outputs]
+
+
+def figure_rows(columns: Sequence[Column]) -> list[tuple[str, list[Value]]]:
+    """Per figure over all classes, mIoU first, its name and the values of the columns."""
+    return _rows(
+        columns,
+        lambda figures: {
+            key.replace("_", " ").replace("iou", "IoU"): figure
+            for key, figure in figures.items()
+            if figure is None or isinstance(figure, (int, float))
+        },
+    )
+
+
+def class_rows(columns: Sequence[Column]) -> list[tuple[str, list[Value]]]:
+    """Per class its name and the IoU of the columns."""
+    return _rows(columns, lambda figures: figures["iou_per_class"])
+
+
+def matrices(run: Run) -> list[Matrix]:
+    """The confusion matrices of a run; the last column, of no class, only where something is in it."""
+    if run.confusion is None:
+        return []
+    names = list(run.confusion["class_names"])
+    found = []
+    for output, counts in run.confusion["outputs"].items():
+        seen = [*names, "none of them"] if any(row[-1] for row in counts) else names
+        rows = [(name, sum(row), row[: len(seen)]) for name, row in zip(names, counts, strict=True)]
+        found.append(Matrix(output, seen, rows))
+    return found
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """Why the figures of the runs do not compare, if so."""
+    measured = {run.name: run.metrics for run in runs if run.metrics}
+    facts = {
+        name: {**record["protocol"], "classes": ", ".join(record["iou_per_class"])} for name, record in measured.items()
+    }
+    found = []
+    for key in dict.fromkeys(key for fact in facts.values() for key in fact):
+        values = {name: fact.get(key) for name, fact in facts.items()}
+        if len(set(values.values())) > 1:
+            words = "; ".join(f"{name}: {value}" for name, value in values.items())
+            found.append(f"The runs differ in {key.replace('_', ' ')} ({words}): their figures do not compare.")
+    return found
+
+
+def _rows(columns: Sequence[Column], select: Callable[[Figures], Figures]) -> list[tuple[str, list[Value]]]:
+    """Rows of what `select` takes out of the columns' figures."""
+    own = [select(column.figures) for column in columns]
+    references = [select(column.reference) if column.reference else {} for column in columns]
+    rows = []
+    for name in dict.fromkeys(name for figures in own for name in figures):
+        shares = [figures.get(name) for figures in own]
+        best = max((share for share in shares if share is not None), default=None)
+        values = []
+        for share, reference in zip(shares, (figures.get(name) for figures in references), strict=True):
+            difference = None if share is None or reference is None else share - reference
+            values.append(Value(share, difference, len(columns) > 1 and share is not None and share == best))
+        rows.append((name, values))
+    return rows

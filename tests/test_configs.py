@@ -1,0 +1,91 @@
+"""Every shipped configuration: it parses, says what its name says, and trains."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import DATA, QUIET, crosscoop
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "parts")
+
+shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS).with_suffix("")))
+
+
+def resolved(capsys, path):
+    """The configuration with all defaults."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        crosscoop("fit", "--config", path, "--print_config")
+    assert not caught.value.code
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_there_are_configurations_for_every_row_of_the_paper():
+    for folder in ("voc", "cityscapes"):
+        names = {path.stem for path in SHIPPED if path.parent.name == folder}
+        assert names >= {
+            "single_resnet101",
+            "single_xception65",
+            "ensemble",
+            "one_way",
+            "cross",
+            "cross_c1",
+            "cross_c1_c2",
+        }
+
+
+@shipped
+def test_says_what_its_name_says(capsys, path):
+    config, name = resolved(capsys, path), path.stem
+    branches, strategy = config["network"]["branches"], config["network"]["strategy"]
+    if name.startswith("single_"):
+        backbone = name.removeprefix("single_")
+        assert strategy == "none" and len(branches) == 1 and backbone in branches[0].replace("_100", "")
+    else:
+        assert len(branches) == 2 and branches[0] != branches[1]
+        assert strategy == {"ensemble": "none", "demo": "cross_c1_c2"}.get(name, name)
+    text = path.read_text()
+    assert text.startswith("# ") and str(path.relative_to(CONFIGS.parent)) in text.splitlines()[1]  # its own command
+
+
+@shipped
+def test_keeps_to_the_paper(capsys, path):
+    config, kind = resolved(capsys, path), path.parent.name
+    optimizer, data = config["model"]["optimizer"], config["data"]
+    assert optimizer["class_path"] == "torch.optim.SGD" and optimizer["init_args"]["momentum"] == 0.9
+    assert config["model"]["scheduler"] is None and config["model"]["poly_power"] == 0.9
+    assert data["center_crop"] is None  # whole images are evaluated unless asked otherwise
+    if kind in ("voc", "cityscapes"):
+        rate, crop, split = {"voc": (0.007, 513, "trainaug"), "cityscapes": (0.035, 768, "train")}[kind]
+        assert (optimizer["init_args"]["lr"], data["crop_size"], data["batch_size"]) == (rate, crop, 6)
+        assert (data["dataset"]["init_args"]["train_split"], data["dataset"]["init_args"]["val_split"]) == (
+            split,
+            "val",
+        )
+        assert data["scale"] == [0.5, 2.0] and data["flip"] and data["resize"] is None
+        assert {"xception65.tf_in1k", "resnet101.tv_in1k"} >= set(config["network"]["branches"])
+        assert config["network"]["pretrained"] is True and config["network"]["output_stride"] == 16
+        assert config["network"]["channels"] == 256 and not config["network"]["separable"]
+        assert config["network"]["fusion"] == "add"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in SHIPPED}), ids=lambda path: path.name)
+def test_configurations_of_one_data_set_differ_in_the_network_only(capsys, folder):
+    configs = [resolved(capsys, path) for path in SHIPPED if path.parent == folder]
+    for config in configs:
+        assert config | {"network": None} == configs[0] | {"network": None}
+        assert config["network"] | {"branches": None, "strategy": None} == configs[0]["network"] | {
+            "branches": None,
+            "strategy": None,
+        }
+
+
+@shipped
+def test_takes_a_step(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    number = len(yaml.safe_load(path.read_text())["network"]["branches"])
+    backbones = ",".join(["test_resnet", "test_byobnet"][:number])
+    tiny = f"--network.branches=[{backbones}] --network.pretrained false --network.channels 16 --data.resize null"
+    crosscoop("fit", "--config", path, shlex.join([*DATA, *QUIET]), tiny, "--trainer.fast_dev_run true")

@@ -1,0 +1,149 @@
+"""Two processes compute what one computes: evaluation, training, and batch norm over both.
+
+Run as a script with a folder, it does the work of the two processes and leaves what the tests look at.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Recorder, crosscoop, fit, load
+from torch.nn.parallel import DistributedDataParallel
+
+from crosscoop.data import Streets
+from crosscoop.loss import CrossEntropy
+from crosscoop.network import create_network
+from crosscoop.sync_batchnorm import TimmSyncBatchNorm
+
+TWO = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
+
+
+def evaluate(folder, number, name, options):
+    """Test on so many images, an odd number, into a run of this name."""
+    crosscoop("test", "--ckpt_path", folder / "trained" / "best.ckpt", "--run", folder / f"{name}{number}",
+              f"--data.dataset.num_test {number}", options)  # fmt: skip
+
+
+def make_network():
+    torch.manual_seed(0)
+    return create_network(["test_resnet", "test_byobnet"], 5, channels=16).double().train()
+
+
+def step(network, first, last):
+    """Gradients and statistics after the backward pass of some of four images, all of whose pixels are labelled."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(4, 3, 33, 49, generator=generator, dtype=torch.float64)[first:last]
+    mask = torch.randint(0, 5, (4, 33, 49), generator=generator)[first:last]
+    sum(CrossEntropy()(logits, mask) for logits in network(image)).backward()
+    plain = network.module if isinstance(network, DistributedDataParallel) else network
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    return {
+        "gradients": gradients,
+        "statistics": {key: value for key, value in plain.named_buffers() if "running" in key},
+    }
+
+
+def be_a_process(folder):
+    """What each of the two processes does; the first one's training starts the second one."""
+    torch.set_num_threads(1)
+    written = []
+
+    def audit(event, arguments):
+        if event == "open" and str(arguments[0]).startswith(str(folder)) and set(arguments[1] or "") & set("wax+"):
+            written.append(str(arguments[0]))
+
+    sys.addaudithook(audit)
+    fit(folder / "run", TWO, "--trainer.sync_batchnorm true --data.dataset.num_train 8 --trainer.max_epochs 2",
+        "--trainer.callbacks+=tiny.Recorder")  # fmt: skip
+    rank, recorder = torch.distributed.get_rank(), Recorder.latest
+    for number in (3, 5):
+        evaluate(folder, number, "two", TWO)
+    network = make_network()
+    TimmSyncBatchNorm().apply(network)
+    torch.save(step(DistributedDataParallel(network), 2 * rank, 2 * rank + 2), folder / f"step{rank}.pt")
+    draws = [[epoch, name] for epoch, names in zip(recorder.epochs, recorder.names, strict=True) for name in names]
+    record = {"draws": draws, "written": [path for path in written if "step" not in path]}
+    (folder / f"rank{rank}.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the two processes left, and `trained`, a run of one process."""
+    folder = tmp_path_factory.mktemp("distributed")
+    fit(folder / "trained")
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(folder)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=600)
+    finally:
+        if process.poll() is None:  # it hangs: end the second process too
+            os.killpg(process.pid, signal.SIGKILL)
+    (folder / "output.txt").write_text(output)
+    (folder / "errors.txt").write_text(errors)
+    assert process.returncode == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_evaluation_counts_every_image_exactly_once(folder, number):
+    evaluate(folder, number, "one", "")
+    files = ("metrics.json", "confusion.json", "branches.json")
+    one, two = (
+        {file: json.loads((folder / f"{name}{number}" / file).read_text()) for file in files} for name in ("one", "two")
+    )
+    assert one == two
+    assert one["metrics.json"]["num_images"] == number
+    samples = Streets(num_test=number, height=32, width=64).samples("test")
+    labelled = sum(int((sample.mask() < 255).sum()) for sample in samples)
+    assert sum(map(sum, one["confusion.json"]["outputs"]["top"])) == labelled
+    names = [(folder / f"{name}{number}" / "images.csv").read_text() for name in ("one", "two")]
+    assert names[0] == names[1] and len(names[0].splitlines()) == number + 1
+
+
+def test_training_validates_an_odd_number_and_leaves_a_run(folder):
+    history = (folder / "run" / "history.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in history[1:]] == [["0", "2"], ["1", "4"]]
+    checkpoint = load(folder / "run" / "last.ckpt")
+    assert checkpoint["global_step"] == 4
+    assert list(checkpoint["state_dict"]) == list(load(folder / "trained" / "last.ckpt")["state_dict"])
+    assert json.loads((folder / "run" / "metrics.json").read_text())["num_images"] == 3
+    crosscoop("test", "--run", folder / "run")
+    assert json.loads((folder / "run" / "metrics.json").read_text())["stage"] == "test"
+
+
+def test_ranks_train_on_different_samples(folder):
+    draws = [json.loads((folder / f"rank{rank}.json").read_text())["draws"] for rank in (0, 1)]
+    assert [len(each) for each in draws] == [8, 8]
+    names = [f"train/{index:06d}" for index in range(8)]
+    for epoch in (0, 1):
+        assert sorted(name for each in draws for number, name in each if number == epoch) == names
+    assert draws[0][:4] != [[0, name] for _, name in draws[0][4:]]  # shuffled anew
+
+
+def test_only_the_first_rank_writes_and_prints(folder):
+    first, second = (json.loads((folder / f"rank{rank}.json").read_text())["written"] for rank in (0, 1))
+    assert second == []
+    assert {"last.ckpt", "config.yaml", "history.csv"} <= {Path(path).name.strip(".") for path in first}
+    assert (folder / "output.txt").read_text().count("Figures: ") == 2
+    assert "sync_dist" not in (folder / "errors.txt").read_text()  # Lightning's advice to sum what is summed
+
+
+def test_batch_norm_over_two_processes_is_that_of_the_joined_batch(folder):
+    expected = step(make_network(), 0, 4)
+    alone = step(make_network(), 0, 2)
+    for rank in (0, 1):
+        given = torch.load(folder / f"step{rank}.pt", weights_only=True)
+        torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-9)
+    with pytest.raises(AssertionError):  # it is no small matter
+        torch.testing.assert_close(alone, expected, rtol=1e-2, atol=1e-4)
+
+
+if __name__ == "__main__":
+    be_a_process(Path(sys.argv[1]))

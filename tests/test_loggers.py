@@ -1,0 +1,181 @@
+"""What Weights & Biases, TensorBoard and CSV get of a run, read back as their own viewers would."""
+
+import csv
+import json
+import struct
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+import yaml
+from lightning_utilities.core.imports import RequirementCache
+from PIL import Image
+from tiny import DATA, NETWORK, STREETS, crosscoop, fit
+
+from crosscoop.pictures import colored
+
+EVERY_STEP = "--trainer.log_every_n_steps 1"
+SCALARS = {
+    *("train/loss", "train/loss_top", "train/loss_bottom", "lr/backbone", "lr/heads"),
+    *("val/miou", "val/miou_top", "val/miou_bottom", "val/pixel_accuracy"),
+    *("val/iou/sky", "val/iou/road", "val/iou/building"),
+}
+
+
+def logger(name, **options):
+    """The options of a logger on the command line."""
+    return f"--trainer.logger {name} " + " ".join(f"--trainer.logger.{key} '{value}'" for key, value in options.items())
+
+
+def history(folder):
+    """The figures of a run's `history.csv`."""
+    with (folder / "history.csv").open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+# -- Weights & Biases
+
+
+def wandb_records(path):
+    """The records of an offline run: LevelDB's log format behind a header of 7 bytes, a protobuf message in each."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, message = path.read_bytes(), 7, b""
+    assert content.startswith(b":W&B")
+    while position < len(content):
+        left = 32768 - position % 32768  # in this block
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        message += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole message, or its last part
+            yield Record.FromString(message)
+            message = b""
+
+
+def items(message):
+    """Keys and values of a history or configuration record."""
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in message}
+
+
+@pytest.fixture(scope="module")
+def wandb_run(tmp_path_factory):
+    """The folder of a run of two epochs, the rows of its offline history, its configuration, and its files."""
+    wandb = pytest.importorskip("wandb")
+    folder = tmp_path_factory.mktemp("wandb") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        patch.setenv("WANDB_SILENT", "true")
+        options = logger("WandbLogger", offline="true", project="t")
+        fit(folder, options, EVERY_STEP, "--trainer.max_epochs 2 --pictures.num_images 2")
+        wandb.finish()
+    assert {path.name for path in folder.parent.iterdir()} == {"run"}
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    records = list(wandb_records(next(offline.glob("run-*.wandb"))))
+    rows = [items(record.history.item) for record in records if record.WhichOneof("record_type") == "history"]
+    config = {}
+    for record in records:
+        for message in (record.config.update, record.run.config.update):
+            config |= items(message)
+    return folder, rows, config, offline / "files"
+
+
+def test_wandb_has_every_figure(wandb_run):
+    folder, rows, _, _ = wandb_run
+    assert SCALARS - {key for row in rows for key in row} == set()
+    steps = {row["trainer/global_step"]: row["lr/backbone"] for row in rows if "lr/backbone" in row}
+    assert steps == {step: pytest.approx(0.007 * (1 - step / 4) ** 0.9) for step in range(4)}
+    figures = [row["val/miou"] for row in rows if "val/miou" in row]
+    assert figures == pytest.approx([row["val/miou/ensemble"] for row in history(folder)])
+
+
+def test_wandb_has_the_whole_configuration(wandb_run):
+    folder, _, config, _ = wandb_run
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert {key: config[key] for key in written} == written
+    assert config["network"]["strategy"] == "cross_c1_c2" and config["model"]["optimizer"]["init_args"]["lr"] == 0.007
+
+
+def test_wandb_has_pictures_with_switchable_masks(wandb_run):
+    _, rows, _, files = wandb_run
+    pictures = [row["predictions"] for row in rows if "predictions" in row]
+    samples = [STREETS.samples("val")[index] for index in (0, 2)]
+    assert len(pictures) == 2  # epochs
+    for picture in pictures:
+        assert picture["count"] == 2
+        for sample, name, masks in zip(samples, picture["filenames"], picture["all_masks"], strict=True):
+            np.testing.assert_array_equal(np.array(Image.open(files / name).convert("RGB")), sample.image())
+            assert list(masks) == ["truth", "top", "bottom", "ensemble"]
+            shown = {key: np.array(Image.open(files / mask["path"])) for key, mask in masks.items()}
+            np.testing.assert_array_equal(shown["truth"], sample.mask())
+            assert all(mask.shape == (32, 64) and mask.max() < 12 for key, mask in shown.items() if key != "truth")
+
+
+# -- TensorBoard, CSV, none
+
+
+@pytest.mark.parametrize("save_dir", ["", "."])
+def test_tensorboard_has_figures_and_pictures_in_the_runs_folder(tmp_path, monkeypatch, save_dir):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    fit(tmp_path / "run", logger("TensorBoardLogger", save_dir=save_dir, name="board"), EVERY_STEP)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    events = loader.EventAccumulator(str(tmp_path / "run" / "board" / "version_0")).Reload()
+    tags = events.Tags()
+    assert SCALARS - set(tags["scalars"]) == set()
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1]
+    assert events.Scalars("val/miou")[0].value == pytest.approx(history(tmp_path / "run")[0]["val/miou/ensemble"])
+    assert tags["images"] == ["predictions/0", "predictions/1", "predictions/2"]
+    strip = np.array(Image.open(BytesIO(events.Images("predictions/0")[0].encoded_image_string)))
+    sample = STREETS.samples("val")[0]
+    np.testing.assert_array_equal(strip[:, :64], sample.image())
+    np.testing.assert_array_equal(strip[:, 64:128], colored(sample.mask(), STREETS.palette))
+    assert strip.shape == (32, 5 * 64, 3)
+
+
+def test_loggers_by_configuration_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": ".", "name": "table"}}
+    elsewhere = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "elsewhere"), "name": None}}
+    (tmp_path / "loggers.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [csv_logger, elsewhere]}}))
+    fit(tmp_path / "run", "--config loggers.yaml", EVERY_STEP)
+    for folder in (tmp_path / "run" / "table", tmp_path / "elsewhere"):
+        with (folder / "version_0" / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert set(rows[0]) >= SCALARS
+        assert [float(row["train/loss"]) > 0 for row in rows if row["train/loss"]] == [True, True]
+        hyperparameters = yaml.safe_load((folder / "version_0" / "hparams.yaml").read_text())
+        assert hyperparameters["network"]["strategy"] == "cross_c1_c2"
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert [each["init_args"]["save_dir"] for each in written["trainer"]["logger"]] == [
+        ".",
+        str(tmp_path / "elsewhere"),
+    ]
+
+
+def test_without_a_logger_nothing_is_left_but_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(tmp_path / "run", "--trainer.logger false", EVERY_STEP)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
+
+
+# -- a logger that is not installed
+
+
+@pytest.mark.parametrize("way", ["not installed", "not importable"])
+def test_missing_wandb_is_said_in_one_message(capsys, tmp_path, monkeypatch, way):
+    if way == "not installed":
+        missing = RequirementCache("crosscoop-has-no-such-package")
+        monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", missing)
+    else:
+        monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit) as caught:
+        options = logger("WandbLogger", offline="true", project="t")
+        crosscoop("fit", " ".join([*NETWORK, *DATA]), "--run", tmp_path, options)
+    output, errors = capsys.readouterr()
+    assert caught.value.code == 2 and "Traceback" not in output + errors
+    assert errors.count("crosscoop: error: ") == 1 and "crosscoop[wandb,tensorboard]" in errors
