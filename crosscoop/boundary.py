@@ -45,7 +45,8 @@ class BoundaryIoU(Metric):
         labels = np.where(labelled, labels, VOID)  # void has outlines too: the same ones for both
         distance = max(1, round(self.width * float(np.hypot(*mask.shape))))
         kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
-        for index in np.union1d(mask[labelled], labels[labelled]):
+        present = np.union1d(mask[labelled], labels[labelled])
+        for index in present[present < self.num_classes]:  # a file may predict no class
             near = []
             for region in (mask == index, labels == index):
                 inner = cv2.erode(region.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)

@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": ("crosscoop.predict:main", "Predict any images, a video, or the test split of a run's data."),
     "score": ("crosscoop.score:score", "Score label PNGs that any tool wrote."),
     "submit": ("crosscoop.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
+    "report": ("crosscoop.report:main", "Show one run, or compare several, on one HTML page."),
     "prepare_trainaug": (
         "crosscoop.data.trainaug:prepare_trainaug",
         "Prepare PASCAL VOC's trainaug split (10,582 images) from SBD.",
@@ -52,13 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         fail(f"got the command {command!r}, expected one of {', '.join(COMMANDS)}. See crosscoop --help.")
     sys.path.insert(0, "")  # class paths and modules of the user's working directory
-    target = COMMANDS[command][0]
-    module, _, name = target.partition(":")
+    module, _, name = COMMANDS[command][0].partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-        if target == TRAINING:
+        if name == "main":  # it reads its options itself
             function([command, *options])
         else:
+            from crosscoop.command import run
+
             run(function, command, options)
     except CrosscoopError as error:
         # From a data loader's worker the message arrives at the end of that process's stack trace.

@@ -3,11 +3,12 @@
 import inspect
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
@@ -22,7 +23,7 @@ class DataOf(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Take the data, and leave the rest."""
-        super().__call__(parser, cfg, read_data(Path(values)), option_string)
+        super().__call__(parser, cfg, read_data(Path(values)), option_string)  # type: ignore[no-untyped-call]
 
 
 def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> None:
@@ -47,12 +48,12 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
     if "data" in parameters:
         what = "The data, from a configuration of fit, a run's config.yaml, or a file of data options (dataset: ...)."
         parser.add_argument("--config", action=DataOf, help=what)
-    apart = {"inference"} & set(parameters)
+    apart: set[str | int] = {name for name in parameters if name == "inference"}
     parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True, skip=apart)
     if apart:  # as in fit, every option by its name
         parser.add_class_arguments(Inference, "inference", sub_configs=True)
     flags = [f"--{name}" for name, parameter in parameters.items() if isinstance(parameter.default, bool)]
-    followed = zip(options, [*options[1:], "--"], strict=True)
+    followed = pairwise([*options, "--"])
     try:
         given = parser.parse_args(
             [f"{option}=true" if option in flags and next_.startswith("--") else option for option, next_ in followed]

@@ -28,6 +28,7 @@ from crosscoop.inference import Inference
 from crosscoop.pictures import colored, overlay
 from crosscoop.predictor import Prediction, Predictor, load
 
+RECORD = "predict.json"
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -60,6 +61,7 @@ def predict(
     output: str | None = None,
     save: str | None = None,
     overwrite: bool = False,
+    own_size: bool = False,
     device: str | None = None,
     inference: Inference = Inference(),  # noqa: B008
 ) -> None:
@@ -68,8 +70,8 @@ def predict(
     The prediction of photos/a/b.jpg is OUTPUT/labels/a/b.png, of the same size. What exists is kept: the same command
     goes on where it was stopped. An image that cannot be read is named at the end, with exit code 1.
 
-    Images are predicted at their own size. A network that was trained with data.resize knows smaller ones:
-    --inference.scales '[0.5]' shows it images of half the size.
+    A network that was trained with data.resize sees the images in that size, too, and its labels are brought back to
+    theirs. Where it would distort them, try --own_size.
 
     Without --images, crosscoop predict --run RUN writes the labels of the test split of the run's data to
     RUN/predictions, and takes the options of crosscoop test: see crosscoop test --help.
@@ -86,6 +88,7 @@ def predict(
             with float16 `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). Of a video, overlays (its
             default) are one .mp4 without legend, its sides even as the codec demands; all else is a file per frame.
         overwrite: Whether to replace what exists.
+        own_size: Whether the network sees each image in its own size, even if it was trained on resized ones.
         device: Where to run, such as cpu or cuda:1; by default a GPU if there is one.
         inference: How the logits of an image come about.
 
@@ -106,21 +109,21 @@ def predict(
     root, found = find_images(what)
     place = root.resolve()
     results = Results(Path(output or Path(run or checkpoint.parent) / "images" / place.name), kinds, overwrite)
-    files = {} if is_video else by_name(found, root, results)
-    predictor = load(checkpoint, inference, device)
+    files = {} if is_video else by_name(found, root)
+    predictor = load(checkpoint, inference, device, own_size)
     try:
-        results.claim({"images": str(place), "checkpoint": sha256(checkpoint), "protocol": inference.describe()})
+        results.claim({"images": str(place), "checkpoint": sha256(checkpoint), "protocol": predictor.describe()})
         if is_video:
             predict_video(predictor, what, results)
         else:
             predict_images(predictor, files, results)
     except KeyboardInterrupt:
         again = "the same command without --overwrite" if overwrite else "the same command"
-        print(f"\nInterrupted. {results}\nTo go on: {again}.", file=sys.stderr)
+        print(f"\nInterrupted, {results.left} left: {results}\nTo go on: {again}.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
         raise CrosscoopError(f"{results.folder}: cannot be written ({error}). Give another --output.") from error
-    print(results)
+    print(f"{results}\nProtocol: {predictor.describe()}")
     if results.failures:
         print("\n".join(["Failed:", *results.failures]), file=sys.stderr)
         raise SystemExit(1)
@@ -131,10 +134,11 @@ class Results:
     """A folder of predictions, and what became of each image.
 
     Attributes:
-        folder: Holds a folder for each kind, and `predict.json`, which says where the predictions come from.
+        folder: Holds a folder for each kind, and a record of where the predictions come from.
         kinds: What to save, see `KINDS`.
         overwrite: Whether to replace what exists.
-        written: Number of images (or frames) that were predicted.
+        total: Number of images (or frames).
+        written: Number of those that were predicted.
         skipped: Number of those whose predictions existed.
         failures: A message for each that could not be predicted.
     """
@@ -142,12 +146,18 @@ class Results:
     folder: Path
     kinds: Sequence[str]
     overwrite: bool = False
+    total: int = 0
     written: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
 
+    @property
+    def left(self) -> int:
+        """Number of images that are yet to come; containers of videos may only estimate it."""
+        return max(self.total - self.written - self.skipped - len(self.failures), 0)
+
     def claim(self, origin: Mapping[str, str]) -> None:
-        """Note in `predict.json` where the predictions come from.
+        """Record where the predictions come from.
 
         Args:
             origin: The images, the checkpoint and the protocol.
@@ -155,13 +165,13 @@ class Results:
         Raises:
             CrosscoopError: The predictions that exist come from elsewhere; to go on with them would mix the two.
         """
-        record = self.folder / "predict.json"
+        record = self.folder / RECORD
         if record.is_file() and not self.overwrite:
             before = json.loads(record.read_text("utf-8"))
             if other := [key for key, value in origin.items() if before.get(key) != value]:
                 raise CrosscoopError(
-                    f"{self.folder}: got predictions that differ in {', '.join(other)}, expected none, or the same to go "
-                    "on with. Give another --output, or --overwrite."
+                    f"{self.folder}: got predictions that differ in {', '.join(other)}, expected none, or the same to "
+                    "go on with. Give another --output, or --overwrite."
                 )
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(origin, indent=2), "utf-8")
@@ -206,20 +216,23 @@ def find_images(what: Path) -> tuple[Path, list[Path]]:
         )
     found = root.glob("**/*" if what.is_dir() else str(what.relative_to(root)))
     images = [path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    return root, [path for path in images if path.is_file()]
+    return root, [path for path in images if path.is_file() and not is_ours(path)]
 
 
-def by_name(images: Iterable[Path], root: Path, results: Results) -> dict[str, Path]:
-    """Images in order, by their path below `root` without suffix; leaves out those that we wrote ourselves.
+def is_ours(path: Path) -> bool:
+    """Whether a picture is a prediction of ours, which may lie among the images."""
+    folders = [folder for folder in path.absolute().parents if folder.name in KINDS]
+    return any((folder.parent / RECORD).is_file() for folder in folders)
+
+
+def by_name(images: Iterable[Path], root: Path) -> dict[str, Path]:
+    """Images in order, by their path below `root` without suffix.
 
     Raises:
         CrosscoopError: There are none, or two have the same name.
     """
-    ours = {(results.folder / kind).resolve() for kind in KINDS}
     files: dict[str, Path] = {}
     for path in sorted(set(images)):
-        if ours.intersection(path.resolve().parents):
-            continue
         name = path.relative_to(root).with_suffix("").as_posix()
         if name in files:
             raise CrosscoopError(
@@ -245,7 +258,7 @@ def predict_images(predictor: Predictor, files: Mapping[str, Path], results: Res
             for kind in results.kinds:
                 results.path(kind, name).unlink(missing_ok=True)
     todo = {name: path for name, path in files.items() if results.missing(name)}
-    results.skipped = len(files) - len(todo)
+    results.total, results.skipped = len(files), len(files) - len(todo)
     for name, image in track(read_ahead(todo), "Predicting", total=len(todo)):
         try:
             results.save(name, predictor(image.result()), results.missing(name))
@@ -278,15 +291,15 @@ def predict_video(predictor: Predictor, path: Path, results: Results) -> None:
         CrosscoopError: The video cannot be read.
     """
     capture = cv2.VideoCapture(str(path))
-    total, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
+    results.total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
     film, kinds = results.path("overlays", path.stem).with_suffix(".mp4"), set(results.kinds) - {"overlays"}
     if results.overwrite:
         for old in (film, *(old for kind in kinds for old in results.path(kind, path.stem).with_suffix("").glob("*"))):
             old.unlink(missing_ok=True)
     filming = "overlays" in results.kinds and not film.exists()
-    with write_film(film, rate or 25) if filming else nullcontext() as append:
+    with write_film(film, capture.get(cv2.CAP_PROP_FPS) or 25) if filming else nullcontext() as append:
         number = 0
-        for image in track(read_frames(capture), "Predicting", total=total if total > 0 else None):
+        for image in track(read_frames(capture), "Predicting", total=results.total or None):
             number += 1
             name = f"{path.stem}/{number:06d}"
             missing = kinds.intersection(results.missing(name))
@@ -301,8 +314,8 @@ def predict_video(predictor: Predictor, path: Path, results: Results) -> None:
             raise CrosscoopError(
                 f"{path}: got no frame, expected a video that OpenCV can read. Restore the file, or convert it to .mp4."
             )
-    if number < 0.95 * total:  # some containers only estimate the total
-        results.failures.append(f"{path}: ends after {number} of {total} frames. Restore the file.")
+    if number < 0.95 * results.total:  # some containers only estimate the total
+        results.failures.append(f"{path}: ends after {number} of {results.total} frames. Restore the file.")
 
 
 def read_frames(capture: "cv2.VideoCapture") -> Iterator[Array]:

@@ -1,6 +1,7 @@
 """A trained network in Python: `crosscoop.load`."""
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from crosscoop.data.augment import resized
 from crosscoop.data.dataset import Array, Color
 from crosscoop.data.files import read_image, to_rgb
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference, Outputs
 from crosscoop.network.create import create_network
+from crosscoop.network.layers import resize
 from crosscoop.network.outputs import outputs_of
 from crosscoop.pictures import colored, highlight, legend, overlay, side_by_side
 
@@ -66,7 +69,7 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts images of any size, at their own size.
+    """Predicts images of any size; its labels and probabilities have the image's size.
 
     Args:
         network: Turns `(N, 3, H, W)` RGB in [0, 1] into the logits of each branch, as a `CooperativeNetwork` does.
@@ -74,6 +77,7 @@ class Predictor:
         palette: One RGB colour per class.
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
+        resize: Height and width that the network sees each image in; None for the image's own.
 
     Raises:
         CrosscoopError: There is no such device.
@@ -86,6 +90,7 @@ class Predictor:
         palette: list[Color],
         inference: Inference | None = None,
         device: str | None = None,
+        resize: Sequence[int] | None = None,
     ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -96,7 +101,7 @@ class Predictor:
                 f"device: got {device!r}, expected one that torch finds here, such as cpu or cuda ({error})."
             ) from error
         self.class_names, self.palette = class_names, palette
-        self.inference = inference or Inference()
+        self.inference, self.resize = inference or Inference(), resize
 
     def __call__(self, image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Prediction:
         """Predict one image.
@@ -109,8 +114,10 @@ class Predictor:
             CrosscoopError: The image cannot be read, is none of these, or is too large for the memory.
         """
         pixels = to_array(image)
+        seen = resized(pixels, None, self.resize)[0] if self.resize else pixels
         try:
-            outputs = self.logits(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+            outputs = self.logits(torch.from_numpy(seen).permute(2, 0, 1)[None])
+            outputs = {name: resize(logits, pixels.shape[:2]) for name, logits in outputs.items()}
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
@@ -123,6 +130,11 @@ class Predictor:
         probabilities = outputs[last][0].float().softmax(0).cpu().numpy()
         return Prediction(pixels, labels[last], probabilities, labels, self.class_names, self.palette)
 
+    def describe(self) -> str:
+        """How images are predicted, in words."""
+        size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
+        return f"images {size}, {self.inference.describe()}"
+
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Outputs:
         """Logits `(N, num_classes, H, W)` by output name, of a uint8 RGB batch `(N, 3, H, W)`."""
@@ -130,13 +142,16 @@ class Predictor:
         return self.inference(lambda view: outputs_of(self.network(view)), scaled)
 
 
-def load(checkpoint: str | Path, inference: Inference | None = None, device: str | None = None) -> Predictor:
+def load(
+    checkpoint: str | Path, inference: Inference | None = None, device: str | None = None, own_size: bool = False
+) -> Predictor:
     """Load a checkpoint that `crosscoop fit` wrote.
 
     Args:
         checkpoint: The file, for example `runs/demo/best.ckpt`.
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
+        own_size: Show the network each image in its own size, even if it was trained on resized ones (`data.resize`).
 
     Raises:
         CrosscoopError: There is no such file, it is no checkpoint of ours, or its weights do not fit its network.
@@ -155,7 +170,8 @@ def load(checkpoint: str | Path, inference: Inference | None = None, device: str
             "code of its backbones and its fusion as it was in training."
         ) from error
     palette = [(color[0], color[1], color[2]) for color in about["palette"]]
-    return Predictor(network, about["class_names"], palette, inference, device)
+    size = None if own_size else about["config"]["data"]["resize"]
+    return Predictor(network, about["class_names"], palette, inference, device, size)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

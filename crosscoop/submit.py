@@ -15,7 +15,7 @@ from crosscoop.data.cityscapes import TRAIN_TO_LABEL
 from crosscoop.data.files import FileSample, read_mask, replacing
 from crosscoop.data.palette import colormap
 from crosscoop.errors import CrosscoopError
-from crosscoop.score import check_size, each_prediction
+from crosscoop.label_files import check_size, each_prediction
 
 PALETTE = bytes(channel for color in colormap(256) for channel in color)
 """PASCAL VOC's colours, three bytes each."""
@@ -31,13 +31,15 @@ def submit(
 ) -> None:
     """Pack label PNGs into the archive that the server of Cityscapes or PASCAL VOC takes.
 
-    crosscoop submit --predictions labels --config configs/cityscapes/parts/data.yaml --output cityscapes.zip
-    crosscoop submit --predictions labels --config configs/voc/parts/data.yaml --output voc.tgz
+      crosscoop submit --predictions labels --config configs/cityscapes/parts/data.yaml --output cityscapes.zip
+      crosscoop submit --predictions labels --config configs/voc/parts/data.yaml --output voc.tgz
 
-    The label PNGs are those that crosscoop score takes and crosscoop predict writes. The labels of test are predicted
-    with crosscoop predict --run RUN --data.dataset.test_split test. Cityscapes gets labelIds, 0 (unlabeled) where
-    there is no class, under the images' names in a .zip; VOC gets palette PNGs as
-    results/VOC2012/Segmentation/comp6_test_cls/NAME.png in a .tar, .tgz or .tar.gz.
+    The label PNGs are those that crosscoop score takes and crosscoop predict writes. Those of test come from
+
+      crosscoop predict --run RUN --data.dataset.test_split test
+
+    Cityscapes gets labelIds, 0 (unlabeled) where there is no class, under the images' names in a .zip. VOC gets palette
+    PNGs as results/VOC2012/Segmentation/comp6_test_cls/NAME.png in a .tar, .tgz or .tar.gz.
 
     Args:
         predictions: The folder of label PNGs.
@@ -61,12 +63,16 @@ def submit(
     if not path.name.endswith(kinds):
         raise CrosscoopError(f"output: got {path}, expected a name that ends in {' or '.join(kinds)}.")
     if path.is_dir() or (path.exists() and not overwrite):
-        raise CrosscoopError(f"{path} exists, expected a new file. Give another --output, or add --overwrite true.")
+        raise CrosscoopError(f"{path} exists, expected a new file. Give another --output, or add --overwrite.")
 
     def encode(sample: FileSample, file: Path) -> tuple[str, bytes]:
         labels = read_mask(file, dataset.num_classes)
-        with Image.open(sample.image_path) as image:  # reads the header only
-            check_size(file, labels, image.size[::-1])
+        try:
+            with Image.open(sample.image_path) as image:  # reads the header only
+                size = image.size[::-1]
+        except OSError as error:
+            raise CrosscoopError(f"{sample.image_path}: got {error}, expected an image; restore the file") from error
+        check_size(file, labels, size)
         if not voc:
             return f"{sample.image_path.stem}.png", png(Image.fromarray(TRAIN_TO_LABEL[labels]))
         if (labels == VOID).any():
@@ -76,10 +82,12 @@ def submit(
         return f"results/VOC2012/Segmentation/{competition}_{split}_cls/{Path(sample.name).name}.png", png(colored)
 
     samples = dataset.samples(split)
+    changed = data.resize or data.center_crop
+    remedy = " Predict with --data.resize null --data.center_crop null." if changed else ""
     with archive(path) as add:
-        for name, content in each_prediction(Path(predictions), samples, encode, "Packing"):
+        for name, content in each_prediction(Path(predictions), samples, encode, "Packing", remedy):
             add(name, content)
-    print(f"{path}: {len(samples)} images of {type(dataset).__name__} {split}, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{path}: {len(samples)} images of {type(dataset).__name__} {split}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 @contextmanager

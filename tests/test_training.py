@@ -22,6 +22,7 @@ from crosscoop.network import CooperativeNetwork, Strategy, create_network
 from crosscoop.task import CooperativeSegmentation
 
 RECORD = "--trainer.callbacks+=tiny.Recorder"
+NO_PICTURES = "--pictures.num_images 0"
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_run_or_checkpoint_is_all_that_is_needed(trained, tmp_path, command, spl
 
 def test_figures_are_those_of_the_predictions_counted_by_hand(run):
     expected = counts_by_hand(run / "best.ckpt")
-    crosscoop("test", "--run", run)
+    crosscoop("test", "--run", run, NO_PICTURES)
     metrics, counts = read_metrics(run), read_counts(run)
     for name, figures in metrics["outputs"].items():
         np.testing.assert_array_equal(counts[name], expected[name])
@@ -154,7 +155,7 @@ def test_figures_are_those_of_the_predictions_counted_by_hand(run):
 
 @pytest.mark.parametrize("output", ["ensemble", "bottom"])
 def test_written_predictions_give_the_same_figures(run, output):
-    crosscoop("test", "--run", run)
+    crosscoop("test", "--run", run, NO_PICTURES)
     crosscoop("predict", "--run", run, "--predictions.output", output)
     counts = np.zeros((12, 12), np.int64)
     for sample in STREETS.samples("test"):
@@ -167,22 +168,22 @@ def test_written_predictions_give_the_same_figures(run, output):
 
 
 def test_options_beat_what_the_checkpoint_remembers(run):
-    crosscoop("test", "--run", run)
+    crosscoop("test", "--run", run, NO_PICTURES)
     whole, region = read_counts(run), [sample.mask()[8:24, 24:40] for sample in STREETS.samples("test")]
     assert "boundary_miou" not in read_metrics(run)
-    crosscoop("test", "--run", run, "--data.center_crop 16 --model.boundary_iou true --network.strategy none")
+    crosscoop("test", "--run", run, "--data.center_crop 16 --model.boundary_iou true --network.fusion average")
     metrics, counts = read_metrics(run), read_counts(run)
     assert metrics["protocol"]["evaluation"] == "centre crop 16 at their own size"
     assert counts["top"].sum() == sum((mask < 255).sum() for mask in region) < whole["top"].sum()
     assert "boundary_miou" in metrics
     used = yaml.safe_load((run / "test.yaml").read_text())
-    assert (used["data"]["center_crop"], used["network"]["strategy"]) == (16, "none")
-    crosscoop("test", "--run", run, "--data.center_crop=16")
-    assert any((read_counts(run)[name] != counts[name]).any() for name in counts)  # the exchange came back
+    assert (used["data"]["center_crop"], used["network"]["fusion"]) == (16, "average")
+    crosscoop("test", "--run", run, "--data.center_crop=16", NO_PICTURES)
+    assert any((read_counts(run)[name] != counts[name]).any() for name in counts)  # it was another network
 
 
 def test_protocol_counts_the_images_that_were_evaluated(run):
-    crosscoop("test", "--run", run, "--trainer.limit_test_batches 2")
+    crosscoop("test", "--run", run, "--trainer.limit_test_batches 2", NO_PICTURES)
     assert read_metrics(run)["num_images"] == read_metrics(run)["protocol"]["num_images"] == 2
 
 
@@ -347,7 +348,9 @@ def test_any_optimiser_and_schedule_by_class_path(tmp_path):
     rates, optimizer = learning_rates(tmp_path, options), Recorder.latest.optimizer
     np.testing.assert_allclose(rates[:, 1], 0.001 * (1 + np.cos(np.pi * np.arange(12) / 12)), rtol=1e-6)
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["weight_decay"] == 0.5
-    crosscoop("test", "--ckpt_path", tmp_path / "last.ckpt")  # they stand in the checkpoint's configuration
+    crosscoop(
+        "test", "--ckpt_path", tmp_path / "last.ckpt", NO_PICTURES
+    )  # they stand in the checkpoint's configuration
 
 
 def test_backbones_and_heads_share_out_the_parameters(trained):
@@ -386,7 +389,7 @@ def test_averaged_weights_are_those_evaluated(tmp_path):
     averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
     parameters = [key for key in averaged if key.endswith("weight")]
     assert [key for key in parameters if torch.equal(averaged[key], raw[key])] == []
-    crosscoop("test", "--run", tmp_path)
+    crosscoop("test", "--run", tmp_path, NO_PICTURES)
     counts, expected = read_counts(tmp_path), counts_by_hand(tmp_path / "best.ckpt")
     for name, matrix in expected.items():
         np.testing.assert_array_equal(counts[name], matrix)

@@ -62,7 +62,8 @@ class PredictionImages(pl.Callback):
         rows = list(self._rows(trainer, pl_module))
         if not rows:
             return
-        title = f"{type(data.dataset).__name__}, {len(rows)} images of the split"
+        split = data.dataset.test_split if trainer.state.fn == "test" else data.dataset.val_split
+        title = f"{type(data.dataset).__name__} {split}, {len(rows)} images evenly spread over the split"
         path = Path(trainer.default_root_dir) / "predictions.png"
         save_comparison(path, rows, data.dataset.class_names, data.dataset.palette, title)
         print(f"Pictures of predictions: {path}")

@@ -111,6 +111,7 @@ class RunFolder(pl.Callback):
         self.history, self.best = state_dict["history"], state_dict["best"]
 
     def _report(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(module, CooperativeSegmentation)
         record, folder = self._record(trainer, module, stage), self._folder(trainer)
         write_json(folder / "metrics.json", record)
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))

@@ -1,5 +1,5 @@
-"""`crosscoop report`: one or more runs as one HTML page."""
+"""`crosscoop report`: one run, or several compared, as one HTML page."""
 
-from crosscoop.report.page import report
+from crosscoop.report.page import main, report
 
-__all__ = ["report"]
+__all__ = ["main", "report"]

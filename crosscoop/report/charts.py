@@ -17,13 +17,13 @@ class Line:
 
     Attributes:
         name: What the legend calls it.
-        run: The run's place, which gives the colour.
+        color: The run's place; of a single run, the output's.
         dash: 0 for the last output, whose line is solid; 1 and on for the outputs before it.
         points: Epoch and value of each measurement.
     """
 
     name: str
-    run: int
+    color: int
     dash: int
     points: list[tuple[float, float]]
 
@@ -92,9 +92,9 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
         keys = list(dict.fromkeys(key for row in run.history for key in row if key.startswith("val/miou/")))
         for dash, key in enumerate([keys[-1], *keys[:-1]] if keys else []):
             output = key.removeprefix("val/miou/")
-            name = f"{run.name}: {output}" if len(runs) > 1 else output
-            ious.append(Line(name, i, dash, _points(run, key, 100)))
-    candidates = [("Training loss", losses, 3), ("mIoU in validation, per cent", ious, 2)]
+            name, color = (f"{run.name}: {output}", i) if len(runs) > 1 else (output, dash)
+            ious.append(Line(name, color, dash, _points(run, key, 100)))
+    candidates = [("Training loss", losses, 3), ("Validation mIoU in per cent", ious, 2)]
     drawn = [Chart(title, [line for line in lines if line.points], digits) for title, lines, digits in candidates]
     return [chart for chart in drawn if chart.lines]
 

@@ -107,7 +107,7 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
     pictures: dict[str, list[list[Picture]]] = {}
     for place, view in views.items():
         try:
-            predictor = load(view.checkpoint, view.inference)
+            predictor = load(view.checkpoint, view.inference, own_size=True)  # resized already, if at all
         except CrosscoopError as error:
             gallery.notices.append(f"{runs[place].name} is not shown: {error}")
             continue

@@ -1,24 +1,51 @@
 """The page: all that is known of the runs, put into `page.html`."""
 
 import re
-from collections.abc import Sequence
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from inspect import getdoc
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader
+from jsonargparse import ArgumentParser
 from markupsafe import Markup, escape
 
 from crosscoop import __version__
+from crosscoop.command import Help
 from crosscoop.data.files import replacing
+from crosscoop.errors import CrosscoopError
 from crosscoop.report import charts, tables
 from crosscoop.report.gallery import DIFFERENCES, Gallery, make_gallery
 from crosscoop.report.runs import Run, describe_validation, read_runs
 from crosscoop.results import describe, percent
 
 
+def main(arguments: Sequence[str]) -> None:
+    """`crosscoop report`, whose runs are given without the name of an option.
+
+    Args:
+        arguments: The command and its options.
+    """
+    parser = ArgumentParser(
+        prog="crosscoop report",
+        description=(getdoc(report) or "").partition("\n\nArgs:")[0],
+        formatter_class=Help,
+        exit_on_error=False,
+        print_config=None,
+    )
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="Folder of a run; the first is the reference.")
+    parser.add_function_arguments(report, as_group=False, skip={"runs"})
+    try:
+        given = parser.parse_args(arguments[1:])
+    except ArgumentError as error:
+        raise CrosscoopError(f"{error}\nAll options: crosscoop report --help") from error
+    report(**given.as_dict())
+
+
 def report(
-    runs: list[str], output: str = "report.html", num_images: int = 8, split: Literal["test", "val"] = "test"
+    runs: Sequence[str], output: str = "report.html", num_images: int = 8, split: Literal["test", "val"] = "test"
 ) -> None:
     """Writes one HTML page about one or more runs, to look at and to send on: it needs no other file and no network.
 
@@ -47,7 +74,7 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
     environment = Environment(
         loader=PackageLoader("crosscoop", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"code": code, "describe": describe, "percent": percent, "signed": signed}
+    environment.filters |= {f.__name__: f for f in (code, describe, duration, percent, signed)}
     columns = tables.columns(runs)
     context: dict[str, Any] = {
         "runs": runs,
@@ -55,10 +82,13 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
         "settings": tables.settings(runs),
         "charts": charts.charts(runs),
         "frame": charts,
-        "validations": [describe_validation(run.config) if run.history else "" for run in runs],
+        "validation_protocol": in_words({run.name: describe_validation(run.config) for run in runs if run.history}),
+        "protocol": in_words({run.name: run.protocol for run in runs if run.metrics}),
+        "gallery_protocol": in_words({runs[place].name: words for place, words in gallery.groups.items()}),
         "columns": columns,
         "figure_rows": tables.figure_rows(columns),
         "class_rows": tables.class_rows(columns),
+        "peak": tables.branch_peak(runs),
         "matrices": [tables.matrices(run) for run in runs],
         "gallery": gallery,
         "differences": DIFFERENCES,
@@ -71,6 +101,19 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
 def code(text: str) -> Markup:
     """A text as HTML, with `code` where backticks say so."""
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text)))
+
+
+def in_words(protocols: Mapping[str, str]) -> str:
+    """The protocols of runs by their names, said once where they agree."""
+    if len(set(protocols.values())) == 1:
+        return f"{next(iter(protocols.values()))}."
+    return " ".join(f"{name}: {words}." for name, words in protocols.items())
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which it has one."""
+    unit, name = next(((u, n) for u, n in ((3600, "h"), (60, "min")) if seconds >= u), (1, "s"))
+    return f"{seconds / unit:.3g} {name}"
 
 
 def signed(difference: float) -> str:

@@ -67,7 +67,7 @@ class Value:
     Attributes:
         share: The figure, of 1; None if there is none.
         difference: How much it is above the reference's; None if one of the two is missing.
-        best: Whether it is the highest of several.
+        best: Whether it is the highest of figures that differ.
     """
 
     share: float | None
@@ -147,6 +147,12 @@ def class_rows(columns: Sequence[Column]) -> list[tuple[str, list[Value]]]:
     return _rows(columns, lambda figures: figures["iou_per_class"])
 
 
+def branch_peak(runs: Sequence[Run]) -> float:
+    """The largest share of a class's pixels on which just one branch is right, in any run; the bars' common scale."""
+    rows = [row for run in runs if run.branches for row in run.branches.values()]
+    return max((row[key] or 0 for row in rows for key in ("only_top", "only_bottom")), default=0) or 1
+
+
 def matrices(run: Run) -> list[Matrix]:
     """The confusion matrices of a run; the last column, of no class, only where something is in it."""
     if run.confusion is None:
@@ -182,10 +188,11 @@ def _rows(columns: Sequence[Column], select: Callable[[Figures], Figures]) -> li
     rows = []
     for name in dict.fromkeys(name for figures in own for name in figures):
         shares = [figures.get(name) for figures in own]
-        best = max((share for share in shares if share is not None), default=None)
+        known = [share for share in shares if share is not None]
+        best = max(known) if known and max(known) > min(known) else None
         values = []
         for share, reference in zip(shares, (figures.get(name) for figures in references), strict=True):
             difference = None if share is None or reference is None else share - reference
-            values.append(Value(share, difference, len(columns) > 1 and share is not None and share == best))
+            values.append(Value(share, difference, best is not None and share == best))
         rows.append((name, values))
     return rows

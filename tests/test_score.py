@@ -1,0 +1,332 @@
+"""Scores of label files: equal to the official scripts', to a count by hand and to `test`; and every fault is named."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tiny import crosscoop
+
+from crosscoop.data import SegmentationData
+from crosscoop.data.cityscapes import LABEL_TO_TRAIN, Cityscapes
+from crosscoop.data.dataset import VOID, Array
+from crosscoop.data.files import write_mask
+from crosscoop.data.palette import colormap
+from crosscoop.data.voc import PascalVOC
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+FRAMES = ("aachen/aachen_000000_000019", "aachen/aachen_000001_000019", "ulm/ulm_000000_000019")
+NAMES = ("2007_000032", "2007_000033", "2007_000042")
+SIZE = (24, 40)
+
+
+def save(path: Path, values: Array) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def blocks(generator: np.random.Generator, values: Any) -> Array:
+    """Random values in blocks of 4 x 4 pixels."""
+    small = generator.choice(np.array(values, np.uint8), (SIZE[0] // 4, SIZE[1] // 4))
+    return small.repeat(4, 0).repeat(4, 1)
+
+
+def disturbed(generator: np.random.Generator, truth: Array, values: Any) -> Array:
+    """The truth, but for a third of its blocks."""
+    return np.where(blocks(generator, [0, 0, 1]) == 1, blocks(generator, values), truth)
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    """Three frames of all ids but one evaluated, and in `labels` predicted labelIds, evaluated or not."""
+    generator, root = np.random.default_rng(0), tmp_path / "cityscapes"
+    ids = [value for value in range(34) if value != 31]  # no train: an absent class
+    for name in FRAMES:
+        truth = blocks(generator, ids)
+        save(root / "leftImg8bit" / "val" / f"{name}_leftImg8bit.png", generator.integers(0, 256, (*SIZE, 3), np.uint8))
+        save(root / "gtFine" / "val" / f"{name}_gtFine_labelIds.png", truth)
+        save(tmp_path / "labels" / f"{name}.png", disturbed(generator, truth, ids))
+    return root
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Three images whose masks hold void, and in `labels` predictions that hold 255, the first as palette PNG."""
+    generator, root = np.random.default_rng(1), tmp_path / "VOC2012"
+    for name in NAMES:
+        truth = blocks(generator, [0, 0, 3, 7, 15, 20, VOID])
+        (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE[::-1]).save(root / "JPEGImages" / f"{name}.jpg")
+        write_mask(root / "SegmentationClass" / f"{name}.png", truth, PascalVOC.palette)
+        labels = disturbed(generator, truth, [0, 3, 7, 11, 15, VOID])
+        if name == NAMES[0]:
+            write_mask(tmp_path / "labels" / f"{name}.png", labels, colormap(256))
+        else:
+            save(tmp_path / "labels" / f"{name}.png", labels)
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split in ("val", "test"):
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in NAMES))
+    return root
+
+
+def data(name: str, root: Path) -> list[str]:
+    return ["--data.dataset", name, "--data.dataset.root", str(root)]
+
+
+def scored(labels: Path, *options: object) -> dict[str, Any]:
+    """What `score` writes."""
+    output = labels.parent / "scored.json"
+    crosscoop("score", "--predictions", labels, *options, "--output", output)
+    record: dict[str, Any] = json.loads(output.read_text())
+    return record
+
+
+def refused(capsys: pytest.CaptureFixture[str], *options: object) -> str:
+    """The one message of a command that ends with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        crosscoop(*options)  # type: ignore[arg-type]
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.startswith("crosscoop: error: ")
+    return error
+
+
+def assert_official(record: dict[str, Any], labels: list[Path], masks: list[Path]) -> None:
+    """The figures of Cityscapes' own evaluation."""
+    official = pytest.importorskip(
+        "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
+        reason="pip install --no-deps cityscapesscripts; pip install pyquaternion",
+        exc_type=ImportError,
+    )
+    official.args.evalInstLevelScore, official.args.JSONOutput, official.args.quiet = False, False, True
+    expected = official.evaluateImgLists([str(path) for path in labels], [str(path) for path in masks], official.args)
+    assert record["miou"] == pytest.approx(expected["averageScoreClasses"], abs=1e-9)
+    ours = {name: np.nan if iou is None else iou for name, iou in record["iou_per_class"].items()}
+    assert ours == pytest.approx({name: expected["classScores"][name] for name in ours}, abs=1e-9, nan_ok=True)
+
+
+def test_cityscapes_equals_the_official_scripts(cityscapes: Path) -> None:
+    folder = cityscapes.parent / "labels"
+    record = scored(folder, *data("Cityscapes", cityscapes), "--label_ids true")
+    assert record["absent_classes"] == ["train"]
+    masks = [cityscapes / "gtFine" / "val" / f"{name}_gtFine_labelIds.png" for name in FRAMES]
+    assert_official(record, [folder / f"{name}.png" for name in FRAMES], masks)
+
+
+def test_class_indices_score_as_label_ids_do(cityscapes: Path) -> None:
+    folder, indices = cityscapes.parent / "labels", cityscapes.parent / "indices"
+    for name in FRAMES:
+        save(indices / f"{name}.png", LABEL_TO_TRAIN[np.array(Image.open(folder / f"{name}.png"))])
+    first = scored(folder, *data("Cityscapes", cityscapes), "--label_ids")
+    second = scored(indices, *data("Cityscapes", cityscapes))
+    assert {**first, "predictions": None} == {**second, "predictions": None}
+
+
+def test_voc_equals_a_count_by_hand(voc: Path) -> None:
+    folder = voc.parent / "labels"
+    both, true, predicted = Counter[int](), Counter[int](), Counter[int]()
+    for name in NAMES:
+        truth = np.array(Image.open(voc / "SegmentationClass" / f"{name}.png")).ravel().tolist()
+        labels = np.array(Image.open(folder / f"{name}.png")).ravel().tolist()
+        for right, label in zip(truth, labels, strict=True):
+            if right != VOID:
+                true[right] += 1
+                predicted[label] += 1
+                both[right] += right == label
+    union = {index: true[index] + predicted[index] - both[index] for index in range(21)}
+    iou = {index: both[index] / union[index] if union[index] else None for index in union}
+    present = [share for share in iou.values() if share is not None]
+
+    record = scored(folder, *data("PascalVOC", voc), "--split val")
+    assert list(record["iou_per_class"].values()) == pytest.approx(list(iou.values()), abs=1e-12)
+    assert record["miou"] == pytest.approx(sum(present) / len(present), abs=1e-12)
+    assert record["pixel_accuracy"] == pytest.approx(sum(both.values()) / sum(true.values()), abs=1e-12)
+    assert predicted[VOID] > 0
+    assert record["num_images"] == 3
+    assert record["protocol"] == {
+        "dataset": "PascalVOC",
+        "split": "val",
+        "num_images": 3,
+        "official_num_images": 1449,
+        "evaluation": "whole images at their own size",
+        "inference": "label files",
+    }
+
+
+def test_boundary_iou_by_option(voc: Path) -> None:
+    folder = voc.parent / "labels"
+    assert "boundary_miou" not in scored(folder, *data("PascalVOC", voc))
+    assert 0 < scored(folder, *data("PascalVOC", voc), "--boundary")["boundary_miou"] < 1
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in shared/data")
+def test_real_voc(tmp_path: Path) -> None:
+    output = tmp_path / "voc.json"
+    root = REAL / "voc" / "VOCdevkit" / "VOC2012"
+    crosscoop("score", "--predictions", REAL / "voc" / "predictions_val", *data("PascalVOC", root), "--output", output)
+    record = json.loads(output.read_text())
+    assert record["miou"] == pytest.approx(0.669898186, abs=1e-6)
+    assert record["pixel_accuracy"] == pytest.approx(0.971119011, abs=1e-6)
+    assert len(record["absent_classes"]) == 3
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in shared/data")
+def test_real_cityscapes_equals_the_official_scripts(tmp_path: Path) -> None:
+    """Labels that are a hundred pixels to the right of the truth."""
+    samples = Cityscapes(str(REAL / "cityscapes")).samples("val")
+    labels, masks = [], [sample.mask_path for sample in samples if sample.mask_path]
+    for sample, mask in zip(samples, masks, strict=True):
+        shifted = np.roll(np.array(Image.open(mask)), 100, axis=1)
+        labels.append(save(tmp_path / "labels" / f"{sample.name}.png", shifted))
+    assert_official(scored(tmp_path / "labels", *data("Cityscapes", REAL / "cityscapes"), "--label_ids"), labels, masks)
+
+
+@pytest.mark.parametrize(
+    "form", ["{city}/{frame}", "{frame}", "{city}/{frame}_leftImg8bit", "{frame}_leftImg8bit", "run/val/{city}/{frame}"]
+)
+def test_names_of_all_forms(cityscapes: Path, form: str) -> None:
+    folder, other = cityscapes.parent / "labels", cityscapes.parent / "other"
+    for name in FRAMES:
+        city, frame = name.split("/")
+        path = other / f"{form.format(city=city, frame=frame)}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / f"{name}.png", path)
+    options = (*data("Cityscapes", cityscapes), "--label_ids")
+    assert scored(other, *options)["miou"] == scored(folder, *options)["miou"]
+
+
+def test_folders_tell_apart_what_shares_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = [*data("Folder", tmp_path), "--data.dataset.class_names=[a,b]", "--split val"]
+    own.append("'--data.dataset.splits={val: {images: images, masks: masks}}'")
+    for name, value in {"1": 0, "x/1": 1, "y/x/1": 0, "2": 1}.items():
+        for kind in ("images", "masks", "labels"):
+            save(tmp_path / kind / f"{name}.png", np.full(SIZE, value, np.uint8))
+    save(tmp_path / "labels" / "3.png", np.full(SIZE, 77, np.uint8))
+    save(tmp_path / "labels" / "._1.png", np.full(SIZE, 77, np.uint8))
+    capsys.readouterr()
+    assert scored(tmp_path / "labels", *own)["miou"] == 1
+    assert f"1 PNG file is named as no image of the split: {tmp_path / 'labels' / '3.png'}" in capsys.readouterr().out
+
+
+def test_all_faults_are_named_in_one_message(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = voc.parent / "labels"
+    (folder / "sub").mkdir()
+    shutil.copy(folder / f"{NAMES[0]}.png", folder / "sub")
+    (folder / f"{NAMES[1]}.png").unlink()
+    save(folder / f"{NAMES[2]}.png", np.zeros((10, 12), np.uint8))
+    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc))
+    assert f"1 missing: {NAMES[1]}" in error
+    assert f"1 doubled: {NAMES[0]} ({folder / NAMES[0]}.png and {folder / 'sub' / NAMES[0]}.png)" in error
+    assert f"1 of another size: {folder / NAMES[2]}.png (got 10 x 12, expected 24 x 40)" in error
+    save(folder / f"{NAMES[2]}.png", np.full(SIZE, 21, np.uint8))
+    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc))
+    assert f"1 unusable: {folder / NAMES[2]}.png: got the mask values 21" in error
+    assert not (folder / "metrics.json").exists()
+
+
+def test_label_ids(cityscapes: Path, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = cityscapes.parent / "labels"
+    assert "add --label_ids" in refused(capsys, "score", "--predictions", folder, *data("Cityscapes", cityscapes))
+    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc), "--label_ids")
+    assert "label_ids: got PascalVOC" in error
+    save(folder / f"{FRAMES[0]}.png", np.full(SIZE, 34, np.uint8))
+    error = refused(capsys, "score", "--predictions", folder, *data("Cityscapes", cityscapes), "--label_ids")
+    assert f"{FRAMES[0]}.png: got the mask values 34" in error
+
+
+def test_a_split_without_masks_is_refused(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = voc.parent / "labels"
+    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc), "--split test")
+    assert "PascalVOC test: got no label" in error
+
+
+def test_configurations_of_all_forms(voc: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    group = {"dataset": {"class_path": "PascalVOC", "init_args": {"root": str(voc)}}, "batch_size": 6}
+    nested = {**group, "dataset": "voc.yaml"}
+    files: dict[str, Any] = {
+        "parts/data.yaml": group,
+        "parts/nested.yaml": nested,
+        "parts/voc.yaml": group["dataset"],
+        "train.yaml": {"network": {"strategy": "cross"}, "data": "parts/data.yaml", "trainer": "parts/none.yaml"},
+        "nested.yaml": {"data": "parts/nested.yaml"},
+        "config.yaml": {"seed_everything": 0, "predictions": {"folder": None}, "data": {**group, "seed": 0}},
+    }
+    for name, content in files.items():
+        (tmp_path / "configs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "configs" / name).write_text(yaml.safe_dump(content))
+    expected = scored(labels, *data("PascalVOC", voc))
+    for name in ("parts/data.yaml", "train.yaml", "nested.yaml", "config.yaml"):
+        assert scored(labels, "--config", tmp_path / "configs" / name) == expected
+    elsewhere = voc.rename(tmp_path / "elsewhere")
+    config = tmp_path / "configs" / "train.yaml"
+    assert scored(labels, "--config", config, "--data.dataset.root", elsewhere) == expected
+
+
+def test_what_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.yaml").write_text("trainer: {max_epochs: 2}")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    for name, message in {"other": "without data", "broken": "readable YAML", "absent": "No such file"}.items():
+        options = ("--predictions x", "--config", tmp_path / f"{name}.yaml")
+        assert message in refused(capsys, "score", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data.dataset CamVid", "required: predictions"),
+        ("--predictions x", "required: data"),
+        ("--predictions x --data.dataset CamVid --foo 1", "unrecognized arguments: --foo"),
+        ("--predictions x --data.dataset CamVid --label_ids maybe", "label_ids"),
+        ("--predictions x --data.dataset CamVid --data.center_crop 0", "data.center_crop: got 0"),
+        ("--predictions x --data.dataset Streets --data.dataset.num_val 1 --split val", "x, which is no folder"),
+        ("--predictions . --data.dataset Streets --split nothing", "nothing"),
+    ],
+)
+def test_wrong_options(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, "score", options)
+
+
+def test_figures_of_a_run_are_not_replaced(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = voc.parent / "labels"
+    crosscoop("score", "--predictions", folder, *data("PascalVOC", voc))
+    crosscoop("score", "--predictions", folder, *data("PascalVOC", voc), "--output", folder)
+    (folder / "metrics.json").write_text('{"stage": "test"}')
+    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc))
+    assert "holds the figures of test" in error
+    assert (folder / "metrics.json").read_text() == '{"stage": "test"}'
+
+
+@pytest.mark.parametrize("resize", [None, (12, 30)])
+@pytest.mark.parametrize("center_crop", [None, 10])
+def test_what_is_evaluated_is_what_test_evaluates(
+    voc: Path, resize: tuple[int, int] | None, center_crop: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = SegmentationData(PascalVOC(str(voc)), resize=resize, center_crop=center_crop)
+    with pytest.warns(UserWarning, match="compare with nobody"):
+        evaluation_set = module.evaluation_set("val")
+    for item in evaluation_set:
+        save(voc.parent / "truth" / f"{item['name']}.png", item["mask"].numpy())
+    options = [*data("PascalVOC", voc), f"--data.resize={json.dumps(resize)}", f"--data.center_crop={center_crop}"]
+    options = [option.replace(" ", "").replace("None", "null") for option in options]
+    record = scored(voc.parent / "truth", *options)
+    assert record["miou"] == 1
+    assert record["protocol"] == {**module.protocol("val", 3), "inference": "label files"}
+    if resize or center_crop:
+        assert "data.resize" in refused(capsys, "score", "--predictions", voc.parent / "labels", *options)
+
+
+def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        crosscoop("score", "--help")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "crosscoop score --predictions labels --config configs/voc/parts/data.yaml" in said
+    assert all(f"--{name} " in said for name in ("predictions", "config", "data", "split", "label_ids", "output"))
