@@ -39,4 +39,5 @@ clean:
 
 .venv/dev: .venv/demo
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps cityscapesscripts # its requirement `typing` breaks today's Python
 	@touch $@

@@ -112,8 +112,13 @@ def main(arguments: Sequence[str]) -> None:
         raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
     except MisconfigurationException as error:
         raise CrosscoopError(str(error)) from error
-    except ModuleNotFoundError as error:
-        raise CrosscoopError(f"{error}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
+    except (ModuleNotFoundError, ValueError) as error:
+        cause: BaseException = error
+        while cause.__cause__:  # jsonargparse buries what the constructor of a logger raises
+            cause = cause.__cause__
+        if not isinstance(cause, ModuleNotFoundError):
+            raise
+        raise CrosscoopError(f"{cause}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
     except RuntimeError as error:
         complaint, _, mismatches = str(error).partition("\n")
         if "loading state_dict" not in complaint:

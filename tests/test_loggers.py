@@ -4,6 +4,7 @@ import csv
 import json
 import struct
 import sys
+import time
 from io import BytesIO
 
 import numpy as np
@@ -23,9 +24,11 @@ SCALARS = {
 }
 
 
-def logger(name, **options):
+def logger(class_path, /, **options):
     """The options of a logger on the command line."""
-    return f"--trainer.logger {name} " + " ".join(f"--trainer.logger.{key} '{value}'" for key, value in options.items())
+    return f"--trainer.logger {class_path} " + " ".join(
+        f"--trainer.logger.{key} '{value}'" for key, value in options.items()
+    )
 
 
 def history(folder):
@@ -51,6 +54,8 @@ def wandb_records(path):
         length, kind = struct.unpack_from("<HB", content, position + 4)
         message += content[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(content):  # not yet written
+            return
         if kind in (1, 4):  # a whole message, or its last part
             yield Record.FromString(message)
             message = b""
@@ -74,7 +79,10 @@ def wandb_run(tmp_path_factory):
         wandb.finish()
     assert {path.name for path in folder.parent.iterdir()} == {"run"}
     (offline,) = (folder / "wandb").glob("offline-run-*")
-    records = list(wandb_records(next(offline.glob("run-*.wandb"))))
+    (log,) = offline.glob("run-*.wandb")
+    deadline = time.monotonic() + 60
+    while not (records := list(wandb_records(log))) or not records[-1].HasField("exit"):
+        assert time.monotonic() < deadline, "W&B has not written the end of the run"
     rows = [items(record.history.item) for record in records if record.WhichOneof("record_type") == "history"]
     config = {}
     for record in records:
@@ -101,7 +109,8 @@ def test_wandb_has_the_whole_configuration(wandb_run):
 
 def test_wandb_has_pictures_with_switchable_masks(wandb_run):
     _, rows, _, files = wandb_run
-    pictures = [row["predictions"] for row in rows if "predictions" in row]
+    pictures = [{key: row[f"predictions/{key}"] for key in ("count", "filenames", "all_masks")}
+                for row in rows if "predictions/count" in row]  # fmt: skip
     samples = [STREETS.samples("val")[index] for index in (0, 2)]
     assert len(pictures) == 2  # epochs
     for picture in pictures:

@@ -141,7 +141,7 @@ def open_data(config: Settings) -> SegmentationData:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SegmentationData, "data")
     try:
-        data: SegmentationData = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+        data: SegmentationData = parser.instantiate(parser.parse_object({"data": config["data"]})).data
     except (ArgumentError, KeyError, TypeError) as error:
         raise CrosscoopError(f"The configuration names no data that can be opened ({error}).") from error
     return data
