@@ -286,3 +286,16 @@ def test_only_two_branches_connect(number):
     assert len(network(torch.rand(1, 3, 32, 32))) == number
     with pytest.raises(CrosscoopError, match=f"connects two branches .* got {number}"):
         create_network(branches, 5, "cross", channels=16)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "complaint"),
+    [
+        ("torch.nn.Identity", "expected a subclass of crosscoop.Fusion"),
+        ("math.pi", "expected a subclass of crosscoop.Fusion"),
+        ({"class_path": "concat", "init_args": {"depth": 3}}, "unexpected keyword argument 'depth'"),
+    ],
+)
+def test_what_is_no_operator_is_refused(fusion, complaint):
+    with pytest.raises(CrosscoopError, match=complaint):
+        get_fusion(fusion)

@@ -181,6 +181,7 @@ def test_compiles_once_for_every_size(make_pair):
     ["test_convnext", "test_byobnet"],
     [{"backbone": "test_convnext", "depth": 4}, "test_resnet"],
     [{"backbone": "legacy_xception", "depth": 4}, "test_resnet"],
+    [{"backbone": "swin_tiny_patch4_window7_224", "depth": 4}, "test_resnet"],
 ])  # fmt: skip
 def test_branches_of_different_width_and_size_cooperate(make_pair, branches, fusion):
     network = make_pair("cross_c1_c2", fusion, branches=branches)

@@ -45,6 +45,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.tables: list[list[list[tuple[str, dict[str, str | None]]]]] = []
         self.text = ""
+        self.in_cell = False
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -55,11 +56,15 @@ class Page(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append(("", dict(attrs)))
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell &= tag not in ("td", "th")
 
     def handle_data(self, data):
         if self.tags and self.tags[-1][0] not in ("style", "script"):
             self.text += data
-        if self.tables and self.tables[-1] and self.tables[-1][-1]:
+        if self.in_cell:
             words, attributes = self.tables[-1][-1][-1]
             self.tables[-1][-1][-1] = words + data.strip(), attributes
 

@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
 
@@ -52,6 +53,9 @@ class Backbone(nn.Module):
         super().__init__()
         download = pretrained is True
         options: dict[str, Any] = {}
+        self.patch = 4 if name.rpartition(":")[2].startswith("swin") else 1  # Swin takes whole patches only,
+        if self.patch > 1:
+            options["strict_img_size"] = False  # and, unless told, only images of its pretraining's size
         if depth is None or 2**depth > output_stride:
             options["output_stride"] = output_stride
         if depth is not None:
@@ -93,7 +97,10 @@ class Backbone(nn.Module):
             `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, sizes
             rounded as the backbone does.
         """
-        features = self.network((image - self.mean) / self.std)
+        image = (image - self.mean) / self.std
+        if self.patch > 1:
+            image = functional.pad(image, (0, -image.shape[-1] % self.patch, 0, -image.shape[-2] % self.patch))
+        features = self.network(image)
         low, high = features[self.low_index], features[-1]
         if self.channels_last:
             low, high = low.permute(0, 3, 1, 2), high.permute(0, 3, 1, 2)

@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from crosscoop.errors import CrosscoopError
 from crosscoop.network.lookup import find
 
 
@@ -88,9 +90,22 @@ def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
             anything that makes a `Fusion` from a number of channels.
 
     Raises:
-        CrosscoopError: There is no such operator.
+        CrosscoopError: There is no such operator, or it takes no such arguments.
     """
-    if isinstance(fusion, dict):
-        operator = find(fusion.get("class_path", ""), FUSIONS, "network.fusion")
-        return partial(operator, **fusion.get("init_args", {}))
-    return find(fusion, FUSIONS, "network.fusion") if isinstance(fusion, str) else fusion
+    if not isinstance(fusion, (str, dict)):
+        return fusion
+    name, arguments = (
+        (fusion, {}) if isinstance(fusion, str) else (fusion.get("class_path", ""), fusion.get("init_args"))
+    )
+    operator = find(name, FUSIONS, "network.fusion")
+    if not (isinstance(operator, type) and issubclass(operator, Fusion)):
+        raise CrosscoopError(f"network.fusion: {name!r} is {operator!r}, expected a subclass of crosscoop.Fusion.")
+    factory = partial(operator, **arguments or {})
+    try:
+        signature(factory).bind(1)
+    except TypeError as error:
+        raise CrosscoopError(
+            f"network.fusion: {name}{signature(operator)} got the init_args {arguments}: {error}. Expected arguments that "
+            "it takes, besides channels, which come first."
+        ) from error
+    return factory

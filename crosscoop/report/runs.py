@@ -181,13 +181,24 @@ def _load_metrics(path: Path) -> dict[str, Any]:
 
 def _load_confusion(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = _load_json(path)
-    _ = describe(content["protocol"]), content["class_names"], content["outputs"].items()
+    _ = describe(content["protocol"]), content["stage"]
+    if {len(counts) for counts in content["outputs"].values()} != {len(content["class_names"])}:
+        raise ValueError("the matrices do not fit the classes")
+    return content
+
+
+def _load_branches(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = _load_json(path)
+    _ = content["all"], [(row["only_top"], row["only_bottom"]) for row in content.values()]
     return content
 
 
 def _load_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError("it has no rows")
+    return rows
 
 
 def _load_history(path: Path) -> list[dict[str, float]]:
@@ -209,6 +220,6 @@ PIECES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "metrics.json": ("metrics", _load_metrics, "`crosscoop test`"),
     "confusion.json": ("confusion", _load_confusion, "`crosscoop test`"),
     "images.csv": ("images", _load_images, "`crosscoop test`"),
-    "branches.json": ("branches", _load_json, "`crosscoop test`"),
+    "branches.json": ("branches", _load_branches, "`crosscoop test`"),
 }
 """What a run's folder holds: the attribute of `Run`, how it is read, and which command leaves it there."""
