@@ -94,18 +94,16 @@ def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
     """
     if not isinstance(fusion, (str, dict)):
         return fusion
-    name, arguments = (
-        (fusion, {}) if isinstance(fusion, str) else (fusion.get("class_path", ""), fusion.get("init_args"))
-    )
+    chosen = {"class_path": fusion} if isinstance(fusion, str) else fusion
+    name, arguments = chosen.get("class_path", ""), chosen.get("init_args") or {}
     operator = find(name, FUSIONS, "network.fusion")
     if not (isinstance(operator, type) and issubclass(operator, Fusion)):
         raise CrosscoopError(f"network.fusion: {name!r} is {operator!r}, expected a subclass of crosscoop.Fusion.")
-    factory = partial(operator, **arguments or {})
     try:
-        signature(factory).bind(1)
+        signature(operator).bind(1, **arguments)
     except TypeError as error:
         raise CrosscoopError(
-            f"network.fusion: {name}{signature(operator)} got the init_args {arguments}: {error}. Expected arguments that "
-            "it takes, besides channels, which come first."
+            f"network.fusion: got init_args {arguments} ({error}), expected those of {name}{signature(operator)}, "
+            "without channels, which come first."
         ) from error
-    return factory
+    return partial(operator, **arguments) if arguments else operator
