@@ -94,7 +94,7 @@ def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
     """
     if not isinstance(fusion, (str, dict)):
         return fusion
-    chosen = {"class_path": fusion} if isinstance(fusion, str) else fusion
+    chosen: dict[str, Any] = {"class_path": fusion} if isinstance(fusion, str) else fusion
     name, arguments = chosen.get("class_path", ""), chosen.get("init_args") or {}
     operator = find(name, FUSIONS, "network.fusion")
     if not (isinstance(operator, type) and issubclass(operator, Fusion)):
