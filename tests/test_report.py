@@ -315,15 +315,21 @@ def test_missing_data_are_said(run):
     assert "/nowhere/test.txt" in text
 
 
-def test_runs_that_do_not_compare_are_warned_of(run, runs, html, capsys):
+@pytest.mark.parametrize(
+    ("fact", "value", "compared"),
+    [("inference", "single scale, with flip", 3), ("num_images", 2, 3), ("split", "val", 0), ("dataset", "<i>", 0)],
+)
+def test_runs_that_do_not_compare_are_warned_of(run, runs, html, fact, value, compared):
     assert "do not compare" not in html
     record = read_json(run / "metrics.json")
-    record["protocol"]["inference"] = "single scale, with flip"
+    before, record["protocol"][fact] = record["protocol"][fact], value
     (run / "metrics.json").write_text(json.dumps(record))
     output = run.parent / "a.html"
     report([str(runs[0]), str(run)], str(output), 0)
-    warning = re.search(r'<aside class="warning".*?</aside>', output.read_text(), re.S)
-    assert "differ in inference (none: single scale, no flip; run: single scale, with flip)" in warning[0]
+    warning = re.search(r'<aside class="warning".*?</aside>', output.read_text(), re.S)[0]
+    assert f"{fact.replace('num_', 'number of ')} (none: {before}; run: {value})" in Page(warning).text
+    headers = [words for words, _ in Page(output.read_text()).table("figures")[1]]
+    assert len(headers) == 1 + 6 + compared  # what was measured on something else is not compared
 
 
 @pytest.mark.parametrize("path", ["nowhere", "."])

@@ -12,8 +12,11 @@ PROMINENT = (
     *("data.dataset", "data.batch_size", "data.crop_size", "model.optimizer", "model.optimizer.lr"),
     *("trainer.max_epochs", "seed_everything"),
 )
-PLACES = ("run", "resume", "ckpt_path", "checkpoint.", "comparison.", "pictures.", "predictions.")
-"""Settings that say what is written where; they make no difference to a figure."""
+SILENT = (
+    *("run", "resume", "ckpt_path", "checkpoint.", "comparison.", "pictures.", "predictions."),
+    *("data.num_workers", "trainer.enable_", "trainer.default_root_dir"),
+)
+"""How the names begin of settings that make no difference to a figure."""
 
 
 Figures = Mapping[str, Any]
@@ -93,7 +96,7 @@ class Matrix:
 def settings(runs: Sequence[Run]) -> list[Setting]:
     """The settings of all runs, the prominent ones first."""
     configs = [dict(flatten(run.config)) for run in runs]
-    known = dict.fromkeys(name for config in configs for name in config if not name.startswith(PLACES))
+    known = dict.fromkeys(name for config in configs for name in config if not name.startswith(SILENT))
     names = dict.fromkeys([*(name for name in PROMINENT if name in known), *known])
     return [Setting(name, [config.get(name, "-") for config in configs]) for name in names]
 
@@ -113,21 +116,27 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     """The outputs of all runs that were measured.
 
     The first run is the reference: the others' outputs are compared with its output of the same name, or else with its
-    last one. If there is no other run, its first output is the reference of its others.
+    last one, if they saw the same classes of the same split. If there is no other run, its first output is the reference
+    of its others.
     """
-    measured = [(i, run.metrics["outputs"]) for i, run in enumerate(runs) if run.metrics]
+    measured = [(i, run.metrics) for i, run in enumerate(runs) if run.metrics]
     if not measured:
         return []
-    first, baseline = measured[0]
-    names = list(baseline)
+    first, record = measured[0]
+    baseline, names = record["outputs"], list(record["outputs"])
 
-    def reference(run: int, output: str) -> Figures | None:
-        if run == first and (len(measured) > 1 or output == names[0]):
+    def reference(place: int, other: Figures, output: str) -> Figures | None:
+        alone = len(measured) == 1
+        if _subject(other) != _subject(record) or (place == first and not (alone and output != names[0])):
             return None
-        compared: Figures = baseline[names[0] if run == first else output if output in names else names[-1]]
+        compared: Figures = baseline[names[0] if alone else output if output in names else names[-1]]
         return compared
 
-    return [Column(i, name, outputs[name], reference(i, name)) for i, outputs in measured for name in outputs]
+    return [
+        Column(i, name, figures, reference(i, other, name))
+        for i, other in measured
+        for name, figures in other["outputs"].items()
+    ]
 
 
 def figure_rows(columns: Sequence[Column]) -> list[tuple[str, list[Value]]]:
@@ -167,18 +176,24 @@ def matrices(run: Run) -> list[Matrix]:
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """Why the figures of the runs do not compare, if so."""
-    measured = {run.name: run.metrics for run in runs if run.metrics}
+    """What the runs differ in, so that their figures do not compare."""
     facts = {
-        name: {**record["protocol"], "classes": ", ".join(record["iou_per_class"])} for name, record in measured.items()
+        run.name: {**run.metrics["protocol"], "classes": ", ".join(run.metrics["iou_per_class"])}
+        for run in runs
+        if run.metrics
     }
     found = []
-    for key in dict.fromkeys(key for fact in facts.values() for key in fact):
-        values = {name: fact.get(key) for name, fact in facts.items()}
+    for key in ("dataset", "split", "num_images", "evaluation", "inference", "classes"):
+        values = {name: fact[key] for name, fact in facts.items()}
         if len(set(values.values())) > 1:
             words = "; ".join(f"{name}: {value}" for name, value in values.items())
-            found.append(f"The runs differ in {key.replace('_', ' ')} ({words}): their figures do not compare.")
+            found.append(f"{key.replace('num_', 'number of ')} ({words})")
     return found
+
+
+def _subject(record: Figures) -> tuple[str, str, list[str]]:
+    """What was measured: data set, split and classes."""
+    return record["protocol"]["dataset"], record["protocol"]["split"], list(record["iou_per_class"])
 
 
 def _rows(columns: Sequence[Column], select: Callable[[Figures], Figures]) -> list[tuple[str, list[Value]]]:
