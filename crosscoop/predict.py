@@ -102,7 +102,7 @@ def predict(
     checkpoint = Path(ckpt_path or f"{run}/best.ckpt")
     what = Path(images).expanduser()
     is_video = what.is_file() and what.suffix.lower() in VIDEOS
-    kinds = list(dict.fromkeys((save or ("overlays" if is_video else "labels")).split(",")))
+    kinds = (save or ("overlays" if is_video else "labels")).split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise CrosscoopError(f"save: got {', '.join(unknown)}, expected one or more of {','.join(KINDS)}.")
 

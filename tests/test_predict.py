@@ -164,6 +164,7 @@ def test_one_file(go, photos, tmp_path):
 )
 def test_globs(go, photos, tmp_path, monkeypatch, pattern, found):
     (photos / "notes.md").write_text("no image")
+    (photos / "._b.png").write_text("what macOS leaves on other file systems")
     assert go(photos / pattern)[0] == 0
     assert names(tmp_path / "out/labels") == [f"{name}.png" for name in found]
     monkeypatch.chdir(photos)

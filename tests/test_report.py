@@ -272,6 +272,7 @@ def test_gallery_follows_the_configuration_of_the_test(run):
     page = write(run, num_images=1)
     assert {decode(image["src"]).size for image in page.images()} == {(24, 16)}
     assert "resized to 16 x 24" in page.text
+    assert "another protocol than its figures" in page.text
 
 
 def test_val_images_are_spread_evenly(run):
@@ -298,6 +299,11 @@ def test_configuration_alone_makes_a_page(run):
     text = write(run, num_images=2).text
     for words in ("No history.csv", "No run was measured yet", "there is no", "No run has a confusion.json"):
         assert words in text
+
+
+def test_nothing_is_missing_in_a_tested_run(html):
+    assert 'class="notices"' not in html
+    assert 'class="missing"' not in html
 
 
 def test_fit_without_test_says_so(run):
@@ -348,6 +354,11 @@ def test_no_run_is_refused():
         read_runs([])
     with pytest.raises(SystemExit):
         crosscoop("report")
+
+
+def test_negative_number_of_images_is_refused(runs):
+    with pytest.raises(CrosscoopError, match="got num_images -1, expected 0 or more"):
+        report([str(runs[0])], num_images=-1)
 
 
 def test_runs_of_one_name_are_told_apart(run, tmp_path):

@@ -91,7 +91,7 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
         num_images: How many images to show.
     """
     gallery, views = Gallery(), dict[int, View]()
-    for place, run in enumerate(runs):
+    for place, run in enumerate(runs if num_images else []):
         try:
             view = open_view(run, split)
             first = next(iter(views.values()), view)
@@ -102,8 +102,7 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
             gallery.notices.append(f"{run.name} is not shown: {error}")
     if not views:
         return gallery
-    measured = [runs[place] for place in views if split == "test"]
-    reasons = choose(measured, first.names, num_images)
+    reasons = choose([runs[place] for place in views if split == "test"], first.names, num_images)
     pictures: dict[str, list[list[Picture]]] = {}
     for place, view in views.items():
         try:
@@ -112,6 +111,11 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
             gallery.notices.append(f"{runs[place].name} is not shown: {error}")
             continue
         gallery.groups[place] = view.protocol
+        measured = runs[place].metrics
+        if measured and not view.protocol.endswith("{evaluation}, {inference}".format(**measured["protocol"])):
+            gallery.notices.append(
+                f"{runs[place].name}: the images are predicted under another protocol than its figures."
+            )
         for name in track(reasons, f"Predicting with {runs[place].name}", transient=True):
             item = view.items[view.names.index(name)]
             image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"].numpy()

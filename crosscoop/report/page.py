@@ -60,8 +60,10 @@ def report(
         split: The split of these images: test (those on which the runs differ most) or val (spread evenly).
 
     Raises:
-        CrosscoopError: A folder is no run.
+        CrosscoopError: A folder is no run, or the number of images is negative.
     """
+    if num_images < 0:
+        raise CrosscoopError(f"report: got num_images {num_images}, expected 0 or more.")
     read = read_runs(runs)
     page = render(read, make_gallery(read, split, num_images))
     with replacing(Path(output)) as path:

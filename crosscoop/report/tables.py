@@ -116,8 +116,8 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     """The outputs of all runs that were measured.
 
     The first run is the reference: the others' outputs are compared with its output of the same name, or else with its
-    last one, if they saw the same classes of the same split. If there is no other run, its first output is the reference
-    of its others.
+    last one, if they saw the same classes of the same split. If there is no other run, its first output is the
+    reference of its others.
     """
     measured = [(i, run.metrics) for i, run in enumerate(runs) if run.metrics]
     if not measured:
