@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from glob import has_magic
 from itertools import takewhile
-from os.path import commonpath
+from os.path import commonpath, normpath
 from pathlib import Path
 
 import cv2
@@ -205,7 +205,7 @@ def find_images(what: Path) -> tuple[Path, list[Path]]:
         CrosscoopError: It does not exist, or is a list that cannot be read.
     """
     if what.is_file() and what.suffix.lower() == ".txt":
-        listed = [(what.parent / line).absolute() for line in read_list(what)]
+        listed = [Path(normpath((what.parent / line).absolute())) for line in read_list(what)]
         return Path(commonpath([path.parent for path in listed])), listed
     if what.is_file():
         return what.parent, [what]

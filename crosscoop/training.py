@@ -64,7 +64,7 @@ class TrainingCLI(LightningCLI):
         """Give every part its place in the run's folder."""
         config = self.config[self.subcommand]
         run = Path(config.run)
-        given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))  # no places yet
+        given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))  # no places yet
         self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
         if self.subcommand == "fit":
             last = run / "last.ckpt"
@@ -98,6 +98,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: The command and its options.
     """
     command, *options = arguments
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
     try:
         TrainingCLI(

@@ -173,10 +173,9 @@ def test_globs(go, photos, tmp_path, monkeypatch, pattern, found):
 
 
 def test_lists(go, photos, tmp_path):
-    elsewhere = tmp_path / "elsewhere.png"
-    shutil.copy(photos / "a.png", elsewhere)
+    shutil.copy(photos / "a.png", tmp_path / "elsewhere.png")
     listed = photos / "list.txt"
-    listed.write_text(f"a.png\n\nsub/d.e.tif\na.png\nmissing.png\n{elsewhere}\n")
+    listed.write_text(f"a.png\n\n{photos}/sub/d.e.tif\na.png\nmissing.png\n../elsewhere.png\n")
     code, said = go(listed)
     assert code == 1 and "3 written, 0 skipped (they exist), 1 failed" in said
     assert f"{photos / 'missing.png'}: got no such file" in said
