@@ -289,15 +289,18 @@ def test_missing_and_damaged_pieces_are_said(run, file):
     (run / file).write_text("{")
     assert f"{file} cannot be read" in write(run).text
     (run / file).unlink()
-    assert f"No {file};" in write(run).text
+    assert f"Missing: {file}; run crosscoop " in write(run).text
 
 
 def test_configuration_alone_makes_a_page(run):
     for path in run.iterdir():
         if path.name != "config.yaml":
             path.unlink()
-    text = write(run, num_images=2).text
-    for words in ("No history.csv", "No run was measured yet", "there is no", "No run has a confusion.json"):
+    run = run.rename(run.with_name("<script>"))
+    page = write(run, num_images=2)
+    text = page.text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    for words in ("Missing: history.csv", "No run was measured yet", "<script> is not shown: there is no"):
         assert words in text
 
 

@@ -102,14 +102,15 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
 
 def code(text: str) -> Markup:
     """A text as HTML, with `code` where backticks say so."""
-    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
 def in_words(protocols: Mapping[str, str]) -> str:
-    """The protocols of runs by their names, said once where they agree."""
+    """The protocols of runs by their names; each is said once."""
     if len(set(protocols.values())) == 1:
         return f"{next(iter(protocols.values()))}."
-    return " ".join(f"{name}: {words}." for name, words in protocols.items())
+    names = {words: ", ".join(name for name in protocols if protocols[name] == words) for words in protocols.values()}
+    return " ".join(f"{name}: {words}." for words, name in names.items())
 
 
 def duration(seconds: float) -> str:

@@ -124,8 +124,8 @@ def read_run(folder: Path, name: str) -> Run:
             if file != "branches.json" or run.outputs[:1] == ["top"]:  # one branch cannot differ from itself
                 missing.setdefault(source, []).append(file)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, csv.Error) as error:
-            run.notices.append(f"{file} cannot be read ({type(error).__name__}: {error}); {source} renews it.")
-    run.notices += [f"No {', '.join(files)}; {source} leaves it here." for source, files in missing.items()]
+            run.notices.append(f"{file} cannot be read ({type(error).__name__}: {error}); {source} writes it anew.")
+    run.notices += [f"Missing: {', '.join(files)}; run {source}." for source, files in missing.items()]
     if run.metrics and run.metrics["stage"] != "test":
         stage = {"fit": "the best epoch of fit", "validate": "a validation"}.get(run.metrics["stage"], "no test")
         run.notices.append(f"The figures come from {stage}, not from a test.")

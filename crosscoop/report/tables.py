@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crosscoop.data.files import shorten
 from crosscoop.report.runs import Run, Settings
 
 PROMINENT = (
@@ -178,7 +179,7 @@ def matrices(run: Run) -> list[Matrix]:
 def warnings(runs: Sequence[Run]) -> list[str]:
     """What the runs differ in, so that their figures do not compare."""
     facts = {
-        run.name: {**run.metrics["protocol"], "classes": ", ".join(run.metrics["iou_per_class"])}
+        run.name: {**run.metrics["protocol"], "classes": tuple(run.metrics["iou_per_class"])}
         for run in runs
         if run.metrics
     }
@@ -186,7 +187,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     for key in ("dataset", "split", "num_images", "evaluation", "inference", "classes"):
         values = {name: fact[key] for name, fact in facts.items()}
         if len(set(values.values())) > 1:
-            words = "; ".join(f"{name}: {value}" for name, value in values.items())
+            words = "; ".join(f"{n}: {shorten(v) if isinstance(v, tuple) else v}" for n, v in values.items())
             found.append(f"{key.replace('num_', 'number of ')} ({words})")
     return found
 
