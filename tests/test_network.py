@@ -1,4 +1,4 @@
-"""The network as a whole: invariants, image sizes, precisions, parity with smp, and the handbook's table of costs."""
+"""The network as a whole: invariants, image sizes, precisions, parity with smp, and the cost in parameters and multiply-adds."""
 
 import itertools
 import resource
@@ -324,7 +324,7 @@ PAIR = ["xception65.tf_in1k", "resnet101.tv_in1k"]
         (PAIR, True, 86.7, 114.1),
     ],
 )
-def test_cost_is_that_of_the_handbook(branches, separable, parameters, macs):
+def test_parameters_and_multiply_adds(branches, separable, parameters, macs):
     with torch.device("meta"):
         network = create_network(
             branches, strategy="cross_c1_c2" if len(branches) == 2 else "none", separable=separable
