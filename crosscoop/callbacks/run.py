@@ -91,6 +91,13 @@ class RunFolder(pl.Callback):
         """Write and print the figures."""
         self._report(trainer, pl_module, "test")
 
+    @rank_zero_only
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say how to go on after Ctrl-C or an error."""
+        folder = self._folder(trainer)
+        if trainer.state.fn == "fit" and (folder / "last.ckpt").exists():
+            print(f"\nTo go on after the last finished epoch: crosscoop fit --run {folder} --resume", file=sys.stderr)
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
