@@ -22,7 +22,7 @@ class PredictionImages(pl.Callback):
     epoch of `fit` it sends them to Weights & Biases (image with switchable masks) and TensorBoard.
 
     Args:
-        num_images: How many, spread evenly over the split.
+        num_images: How many, spread evenly over the split; 0 for none.
         every_n_epochs: How often during `fit`; 0 for never.
     """
 
@@ -58,6 +58,8 @@ class PredictionImages(pl.Callback):
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.num_images:
+            return
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = list(self._rows(trainer, pl_module))
         if not rows:

@@ -4,11 +4,12 @@ import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from inspect import getdoc
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from jsonargparse import ArgumentParser
 from markupsafe import Markup, escape
 
@@ -73,10 +74,6 @@ def report(
 
 def render(runs: Sequence[Run], gallery: Gallery) -> str:
     """The page's HTML, in which every name is escaped."""
-    environment = Environment(
-        loader=PackageLoader("crosscoop", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {f.__name__: f for f in (code, describe, duration, percent, signed)}
     columns = tables.columns(runs)
     context: dict[str, Any] = {
         "runs": runs,
@@ -97,7 +94,17 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
         "version": __version__,
         "today": f"{datetime.now():%d %B %Y}",
     }
-    return environment.get_template("page.html").render(context)
+    return template().render(context)
+
+
+@cache
+def template() -> Template:
+    """`page.html`, ready to be filled in."""
+    environment = Environment(
+        loader=PackageLoader("crosscoop", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {f.__name__: f for f in (code, describe, duration, percent, signed)}
+    return environment.get_template("page.html")
 
 
 def code(text: str) -> Markup:
