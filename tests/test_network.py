@@ -1,4 +1,4 @@
-"""The network as a whole: invariants, image sizes, precisions, parity with smp, and the cost in parameters and multiply-adds."""
+"""The network as a whole: invariants, image sizes, precisions, parity with smp, parameters and multiply-adds."""
 
 import itertools
 import resource
