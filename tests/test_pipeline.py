@@ -102,6 +102,8 @@ def test_resized_image_and_mask_stay_together(size):
     assert image.shape == (*size, 3) and mask.shape == size and set(np.unique(mask)) <= set(range(5))
     assert check_alignment(image, mask) > 0.1
     assert resized(sample.image(), None, size)[1] is None
+    labels = np.random.default_rng(0).choice([0, 4], (48, 64)).astype(np.uint8)  # any mixture would be 1, 2 or 3
+    assert set(np.unique(resized(COLORS[labels], labels, size)[1])) == {0, 4}
 
 
 def test_labels_are_never_mixed_and_padding_is_void():

@@ -30,8 +30,8 @@ class PredictionImages(pl.Callback):
         self.num_images, self.every_n_epochs = num_images, every_n_epochs
 
     @rank_zero_only
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Send pictures to the loggers."""
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Send pictures to the loggers; at the start, for averaged weights (EMA) are gone again at the end."""
         due = self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0
         if trainer.sanity_checking or not due or trainer.state.fn != "fit":
             return
