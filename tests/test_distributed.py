@@ -15,11 +15,13 @@ import torch
 from tiny import Recorder, crosscoop, fit, load
 from torch.nn.parallel import DistributedDataParallel
 
+import crosscoop as package
 from crosscoop.data import Streets
 from crosscoop.loss import CrossEntropy
 from crosscoop.network import create_network
 from crosscoop.sync_batchnorm import TimmSyncBatchNorm
 
+PACKAGE = Path(package.__file__).parents[1]
 TWO = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
 
 
@@ -78,7 +80,7 @@ def folder(tmp_path_factory):
     fit(folder / "trained")
     process = subprocess.Popen(
         [sys.executable, __file__, str(folder)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE)}, start_new_session=True,
     )  # fmt: skip
     try:
         output, errors = process.communicate(timeout=600)

@@ -61,7 +61,8 @@ class OutputComparison(pl.Callback):
             dist.all_gather_object(gathered, self.images)
         self.images = sorted((row for rows in gathered for row in rows), key=lambda row: row["image"])
         self.images.sort(key=lambda row: row.get("disagreement", 0), reverse=True)
-        self.right, self.disagreeing = self.comparison.compute()
+        if self.comparison.update_called:
+            self.right, self.disagreeing = self.comparison.compute()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `images.csv` and, with two branches, `branches.json` and the table."""
