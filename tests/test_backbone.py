@@ -59,6 +59,32 @@ def test_atrous_rates_follow_the_output_stride(output_stride, rates, separable):
     assert [layer[0].dilation for layer in layers[1:4]] == [(rate, rate) for rate in rates]
 
 
+def test_atrous_rates_by_option():
+    options = {"channels": 16, "atrous_rates": [2, 4, 6]}
+    for stride, rates in ((16, [2, 4, 6]), (8, [4, 8, 12])):
+        network = create_network(["test_resnet"], 5, "none", output_stride=stride, **options)
+        assert [layer[0].dilation[0] for layer in network.branches[0].aspp.layers[1:4]] == rates
+
+
+def test_summed_backbones_feed_one_head_with_the_sum_of_their_features():
+    network = create_network([{"backbone": ["test_resnet", "test_byobnet"]}], 5, "none", channels=16).eval()
+    (branch,), image = network.branches, torch.rand(1, 3, 49, 65)
+    first, second = branch.backbone.backbones
+    (low1, high1), (low2, high2) = first(image), second(image)
+    low, high = branch.backbone(image)
+    torch.testing.assert_close(low, branch.backbone.lows[0](low1) + branch.backbone.lows[1](low2))
+    torch.testing.assert_close(high, branch.backbone.highs[0](high1) + branch.backbone.highs[1](high2))
+    assert network(image)[0].shape == (1, 5, 49, 65)
+    logits = network.train()(torch.rand(2, 3, 64, 96))[0]
+    torch.nn.functional.cross_entropy(logits, torch.randint(5, (2, 64, 96))).backward()
+    assert all(
+        parameter.grad.any()
+        for each in (branch.backbone.lows, branch.backbone.highs)
+        for parameter in each.parameters()
+    )
+    assert all(next(backbone.parameters()).grad.any() for backbone in (first, second))
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_backbone_normalises_with_its_own_statistics(name):
     mean, std = [torch.tensor(values).view(1, 3, 1, 1) for values in SMALL[name]]

@@ -9,6 +9,7 @@ from crosscoop.network.branch import DeepLabV3Plus
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.fusion import FusionFactory, get_fusion
 from crosscoop.network.strategy import Strategy, get_strategy
+from crosscoop.network.summed import SummedBackbones
 
 
 def create_network(
@@ -17,25 +18,30 @@ def create_network(
     strategy: str | dict[str, Any] | Strategy = "cross_c1_c2",
     fusion: str | dict[str, Any] | FusionFactory = "add",
     output_stride: int = 16,
-    pretrained: bool | str | Sequence[bool | str] = False,
+    pretrained: bool | str | Sequence[bool | str | list[bool | str]] = False,
     channels: int = 256,
     separable: bool = False,
+    atrous_rates: Sequence[int] = (6, 12, 18),
 ) -> CooperativeNetwork:
     """Create a cooperative network from the names of its parts.
 
     Args:
         branches: The backbone of each branch, top first, by timm name; `module:name` for one that the module registers
-            with timm. `{backbone: NAME, depth: 4}` stops a backbone that cannot dilate after 4 halvings.
+            with timm. `{backbone: NAME, depth: 4}` stops a backbone that cannot dilate after 4 halvings;
+            `{backbone: [NAME, NAME]}` sums the features of several backbones in front of one ASPP and decoder.
         num_classes: Channels of the logits.
         strategy: none, one_way, cross, cross_c1, cross_c2 or cross_c1_c2; or the import path of your own
             `crosscoop.Strategy`, or its fields: `{points: [aspp, decoder], direction: both}`.
-        fusion: add, average or concat; or the class path of your own `crosscoop.Fusion`, with arguments as
+        fusion: add, average, concat or gate; or the class path of your own `crosscoop.Fusion`, with arguments as
             `{class_path: my_file.MyFusion, init_args: {...}}`.
         output_stride: Stride of the backbones' output, 8 or 16; the atrous rates of ASPP follow it.
         pretrained: true for timm's download of ImageNet weights, false for random ones, the path of a local
-            `.safetensors` or `.pth` file, or a list with one of these for each branch.
+            `.safetensors` or `.pth` file, or a list with one of these for each branch (a list again for one of
+            several backbones).
         channels: Channels of ASPP and decoder.
         separable: Depthwise-separable instead of dense 3x3 convolutions in ASPP and decoder.
+        atrous_rates: Rates of ASPP's three 3x3 convolutions at output stride 16, doubled at 8; smaller ones for crops
+            much below 513, on whose maps a rate of 12 or 18 sees nothing but padding.
 
     Raises:
         CrosscoopError: A name is unknown, the strategy does not fit the number of branches, a backbone cannot give the
@@ -53,13 +59,35 @@ def create_network(
             "one for each."
         )
     connections, operator = get_strategy(strategy), get_fusion(fusion)
-    networks = []
-    for branch, weights in zip(branches, pretrained, strict=True):
-        fields: dict[str, Any] = {"backbone": branch} if isinstance(branch, str) else branch
-        if "backbone" not in fields or set(fields) - {"backbone", "depth"}:
-            raise CrosscoopError(
-                f"network.branches: got fields {sorted(fields)} of a branch, expected backbone and, if need be, depth."
-            )
-        backbone = Backbone(fields["backbone"], output_stride, fields.get("depth"), weights)
-        networks.append(DeepLabV3Plus(backbone, num_classes, channels, separable))
+    if len(atrous_rates) != 3 or any(rate < 1 for rate in atrous_rates):
+        raise CrosscoopError(f"network.atrous_rates: got {list(atrous_rates)}, expected three rates of at least 1.")
+    networks = [
+        DeepLabV3Plus(_backbone(branch, output_stride, weights), num_classes, channels, separable, atrous_rates)
+        for branch, weights in zip(branches, pretrained, strict=True)
+    ]
     return CooperativeNetwork(networks, connections, operator)
+
+
+def _backbone(
+    branch: str | dict[str, Any], output_stride: int, pretrained: bool | str | list[bool | str]
+) -> Backbone | SummedBackbones:
+    fields: dict[str, Any] = {"backbone": branch} if isinstance(branch, str) else branch
+    if "backbone" not in fields or set(fields) - {"backbone", "depth"}:
+        raise CrosscoopError(
+            f"network.branches: got fields {sorted(fields)} of a branch, expected backbone and, if need be, depth."
+        )
+    several = isinstance(fields["backbone"], list)
+    names = fields["backbone"] if several else [fields["backbone"]]
+    weights = (
+        pretrained
+        if isinstance(pretrained, list)
+        else [pretrained] * (1 if isinstance(pretrained, str) else len(names))
+    )
+    if len(weights) != len(names) or not names:
+        raise CrosscoopError(
+            f"network.pretrained: got {pretrained!r} for a branch with backbones {names}, expected an entry for each."
+        )
+    backbones = [
+        Backbone(name, output_stride, fields.get("depth"), file) for name, file in zip(names, weights, strict=True)
+    ]
+    return SummedBackbones(backbones) if several else backbones[0]

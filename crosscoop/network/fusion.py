@@ -72,9 +72,31 @@ class Concat(Fusion):
         return merged
 
 
+class Gate(Fusion):
+    """`own + gate(received) * received`: the receiver keeps its map whole and weighs each received channel.
+
+    The gate is squeeze-and-excitation's (Hu et al., CVPR 2018, https://arxiv.org/abs/1709.01507): global mean, two 1x1
+    convolutions, sigmoid. It starts near one half. Unlike after `add`, the branches hold different maps.
+
+    Args:
+        channels: Channels of both maps.
+        reduction: Channels per hidden unit of the gate.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__(channels)
+        hidden = max(channels // reduction, 8)
+        self.gate = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
+
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Weigh and add."""
+        merged: Tensor = own + self.gate(received.mean((2, 3), keepdim=True)).sigmoid() * received
+        return merged
+
+
 FusionFactory = Callable[[int], Fusion]
 
-FUSIONS: dict[str, FusionFactory] = {"add": Add, "average": Average, "concat": Concat}
+FUSIONS: dict[str, FusionFactory] = {"add": Add, "average": Average, "concat": Concat, "gate": Gate}
 
 
 def list_fusions() -> list[str]:
