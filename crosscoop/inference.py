@@ -10,7 +10,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.network.layers import resize
 
 Outputs = dict[str, Tensor]
-"""Logits `(N, num_classes, H, W)` by output name."""
+"""Logits `(N, num_classes, H, W)` by output name; H and W are the image's, or smaller."""
 
 
 class Inference:
@@ -55,12 +55,12 @@ class Inference:
         """Evaluate.
 
         Args:
-            network: Turns an image into the logits of each output.
+            network: Turns an image into the logits of each output, in the image's size or a coarser one.
             image: `(N, 3, H, W)` RGB in [0, 1].
 
         Returns:
-            Logits `(N, num_classes, H, W)` of each output; their softmax is the mean probability over scales and mirror
-            images.
+            Logits of each output, whose softmax is the mean probability over scales and mirror images. In the image's
+            size, but for one view of the whole image: then as the network gives them.
         """
         views = [(scale, mirror) for scale in self.scales for mirror in ([False, True] if self.flip else [False])]
         if views == [(1.0, False)]:
@@ -78,8 +78,8 @@ class Inference:
         view = resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
         outputs = self._windows(network, view.flip(-1) if mirror else view)
         for name in outputs:  # one at a time: at full size each is large
-            logits = outputs[name].flip(-1) if mirror else outputs[name]
-            outputs[name] = resize(logits, (height, width))
+            logits = resize(outputs[name].float(), view.shape[-2:])
+            outputs[name] = resize(logits.flip(-1) if mirror else logits, (height, width))
         return outputs
 
     def _windows(self, network: Callable[[Tensor], Outputs], image: Tensor) -> Outputs:
@@ -92,9 +92,11 @@ class Inference:
         for rows in self._spans(height, self.window[0]):
             for columns in self._spans(width, self.window[1]):
                 count[rows, columns] += 1
-                for name, logits in network(image[..., rows, columns]).items():
+                view = image[..., rows, columns]
+                for name, coarse in network(view).items():
+                    logits = resize(coarse.float(), view.shape[-2:])
                     if name not in total:
-                        total[name] = logits.new_zeros((*logits.shape[:2], height, width), dtype=torch.float32)
+                        total[name] = logits.new_zeros((*logits.shape[:2], height, width))
                     total[name][..., rows, columns] += logits
         return {name: logits.div_(count) for name, logits in total.items()}
 

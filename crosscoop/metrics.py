@@ -66,14 +66,14 @@ class BranchComparison(Metric):
             outputs: Labels `(N, H, W)` of `top`, `bottom` and `ensemble`.
             mask: `(N, H, W)` true class indices.
         """
-        labelled = (mask >= 0) & (mask < self.num_classes)
-        true = mask[labelled]
-        labels = [outputs[name][labelled] for name in ("top", "bottom", "ensemble")]
-        case = true
-        for output in labels:
-            case = case * 2 + (output == true)
-        self.right += torch.bincount(case, minlength=self.right.numel()).view_as(self.right)
-        self.disagreeing += torch.bincount(true[labels[0] != labels[1]], minlength=self.num_classes)
+        case = rows_of(mask, self.num_classes)
+        for name in ("top", "bottom", "ensemble"):
+            case = case * 2 + (outputs[name] == mask)
+        case = case * 2 + (outputs["top"] != outputs["bottom"])
+        counts = torch.bincount(case.flatten(), minlength=(self.num_classes + 2) * 16)
+        labelled = counts.view(self.num_classes + 2, 2, 2, 2, 2)[1:-1]
+        self.right += labelled.sum(-1)
+        self.disagreeing += labelled[..., 1].sum((1, 2, 3))
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """The counts, summed over ranks.
@@ -85,11 +85,16 @@ class BranchComparison(Metric):
         return self.right, self.disagreeing
 
 
+def rows_of(mask: Tensor, num_classes: int) -> Tensor:
+    """1 to `num_classes` for the classes, 0 and `num_classes + 1` for what is none (faster than picking pixels)."""
+    return mask.clamp(max=num_classes).int().clamp(min=-1) + 1
+
+
 def count_pairs(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     """Pixels `(num_classes, num_classes + 1)` by true and predicted class, see `ConfusionMatrix`."""
-    labelled = (mask >= 0) & (mask < num_classes)
-    pairs = mask[labelled].long() * (num_classes + 1) + labels[labelled].long().clamp(max=num_classes)
-    return torch.bincount(pairs, minlength=num_classes * (num_classes + 1)).view(num_classes, num_classes + 1)
+    pairs = rows_of(mask, num_classes) * (num_classes + 1) + labels.clamp(max=num_classes)
+    counts = torch.bincount(pairs.flatten(), minlength=(num_classes + 2) * (num_classes + 1))
+    return counts.view(num_classes + 2, num_classes + 1)[1:-1]
 
 
 @dataclass(frozen=True)

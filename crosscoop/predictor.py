@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -18,6 +19,8 @@ from crosscoop.data.dataset import Array, Color
 from crosscoop.data.files import read_image, to_rgb
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference, Outputs
+from crosscoop.labels import upsampled_labels
+from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.create import create_network
 from crosscoop.network.layers import resize
 from crosscoop.network.outputs import outputs_of
@@ -31,7 +34,7 @@ class Prediction:
     Attributes:
         image: `(H, W, 3)` uint8 RGB.
         labels: `(H, W)` uint8 class indices of the ensemble, or of the only branch.
-        probabilities: `(num_classes, H, W)` float32 of the ensemble.
+        logits: `(num_classes, h, w)` of the ensemble, as coarse as the network gives them.
         branch_labels: `(H, W)` uint8 class indices by output name: top, bottom, ensemble.
         class_names: One name per class.
         palette: One RGB colour per class.
@@ -39,10 +42,16 @@ class Prediction:
 
     image: Array
     labels: Array
-    probabilities: NDArray[np.float32]
+    logits: Tensor
     branch_labels: dict[str, Array]
     class_names: list[str]
     palette: list[Color]
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """`(num_classes, H, W)` float32 of the ensemble; computed when asked for, as they are large."""
+        logits = resize(self.logits[None].float(), self.image.shape[:2])
+        return logits[0].softmax(0).cpu().numpy()
 
     @property
     def disagreement(self) -> NDArray[np.bool_]:
@@ -117,7 +126,7 @@ class Predictor:
         seen = resized(pixels, None, self.resize)[0] if self.resize else pixels
         try:
             outputs = self.logits(torch.from_numpy(seen).permute(2, 0, 1)[None])
-            outputs = {name: resize(logits, pixels.shape[:2]) for name, logits in outputs.items()}
+            labels = {name: upsampled_labels(logits, pixels.shape[:2]) for name, logits in outputs.items()}
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
@@ -125,10 +134,9 @@ class Predictor:
                 f"got an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, expected one that fits into the memory "
                 f"of {self.device}; give a sliding window, such as Inference(window=(768, 768))."
             ) from error
-        labels = {name: logits[0].argmax(0).byte().cpu().numpy() for name, logits in outputs.items()}
+        seen_by = {name: output[0].cpu().numpy() for name, output in labels.items()}
         last = list(outputs)[-1]
-        probabilities = outputs[last][0].float().softmax(0).cpu().numpy()
-        return Prediction(pixels, labels[last], probabilities, labels, self.class_names, self.palette)
+        return Prediction(pixels, seen_by[last], outputs[last][0], seen_by, self.class_names, self.palette)
 
     def describe(self) -> str:
         """How images are predicted, in words."""
@@ -137,9 +145,10 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Outputs:
-        """Logits `(N, num_classes, H, W)` by output name, of a uint8 RGB batch `(N, 3, H, W)`."""
+        """Logits by output name, of a uint8 RGB batch `(N, 3, H, W)`; in its size, or as coarse as the network's."""
+        coarse = {"upsample": False} if isinstance(self.network, CooperativeNetwork) else {}
         scaled = image.to(self.device).float() / 255
-        return self.inference(lambda view: outputs_of(self.network(view)), scaled)
+        return self.inference(lambda view: outputs_of(self.network(view, **coarse)), scaled)
 
 
 def load(

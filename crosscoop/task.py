@@ -15,6 +15,7 @@ from torchmetrics import SumMetric
 from crosscoop.boundary import BoundaryIoU
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
+from crosscoop.labels import upsampled_labels
 from crosscoop.loss import CrossEntropy, Loss
 from crosscoop.metrics import ConfusionMatrix, Scores
 from crosscoop.network import CooperativeNetwork
@@ -94,6 +95,11 @@ class CooperativeSegmentation(pl.LightningModule):
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
         return outputs_of(self.network(image))
 
+    def labels(self, image: Tensor) -> dict[str, Tensor]:
+        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels `(N, H, W)` uint8 by output name, as `inference` says."""
+        outputs = self.inference(lambda view: outputs_of(self.network(view, upsample=False)), image)
+        return {name: upsampled_labels(logits, image.shape[-2:]) for name, logits in outputs.items()}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the branches' losses."""
         losses = [self.loss(logits, batch["mask"]) for logits in self.network(batch["image"])]
@@ -115,7 +121,7 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Labels `(N, H, W)` uint8 by output name."""
-        return self._labels(batch)
+        return self.labels(batch["image"])
 
     def on_validation_epoch_end(self) -> None:
         """Score the epoch."""
@@ -156,11 +162,8 @@ class CooperativeSegmentation(pl.LightningModule):
 
         return LambdaLR(optimizer, factor)  # PolynomialLR would keep the old total when a resumed run gets longer
 
-    def _labels(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: logits.argmax(1).byte() for name, logits in self.inference(self, batch["image"]).items()}
-
     def _count(self, batch: Batch) -> dict[str, Tensor]:
-        labels = self._labels(batch)
+        labels = self.labels(batch["image"])
         self.images.update(len(batch["mask"]))
         for name, output in labels.items():
             self.confusion[name].update(output, batch["mask"])

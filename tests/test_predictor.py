@@ -66,10 +66,10 @@ def changed(checkpoint, tmp_path):
     return write
 
 
-def by_hand(network, image):
+def by_hand(network, image, **options):
     """The branches' logits, from the network itself."""
     with torch.no_grad():
-        return network(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None] / 255)
+        return network(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None] / 255, **options)
 
 
 def assert_same(first, second):
@@ -227,7 +227,7 @@ def test_the_size_in_training_is_the_size_in_prediction(changed, image):
     small, own = crosscoop.load(path), crosscoop.load(path, own_size=True)
     assert "resized to 16 x 32" in small.describe() and "own size" in own.describe()
     tile = np.repeat(np.repeat(image[::2, ::2], 2, axis=0), 2, axis=1)  # halved, it is image[::2, ::2] again
-    logits = sum(by_hand(small.network, image[::2, ::2]))
+    logits = sum(by_hand(small.network, image[::2, ::2], upsample=False))
     expected = nn.functional.interpolate(logits, size=(32, 64), mode="bilinear")[0]
     assert torch.equal(torch.from_numpy(small(tile).labels).long(), expected.argmax(0))
     assert torch.equal(torch.from_numpy(own(tile).labels).long(), sum(by_hand(own.network, tile))[0].argmax(0))
@@ -281,7 +281,7 @@ def test_devices_that_are_not_there(checkpoint, device):
 
 def test_too_large_an_image(predictor, image, monkeypatch):
     def fail(message):
-        def forward(batch):
+        def forward(batch, upsample):
             raise RuntimeError(message)
 
         monkeypatch.setattr(predictor.network, "forward", forward)

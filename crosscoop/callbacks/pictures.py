@@ -81,11 +81,11 @@ class PredictionImages(pl.Callback):
             item = items[index]
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 image = item["image"][None].to(module.device).float() / 255
-                outputs = module.inference(module, image)
+                outputs = module.labels(image)
             yield {
                 "image": item["image"].permute(1, 2, 0).numpy(),
                 "truth": item["mask"].numpy(),
-                **{name: logits[0].argmax(0).byte().cpu().numpy() for name, logits in outputs.items()},
+                **{name: labels[0].cpu().numpy() for name, labels in outputs.items()},
             }
 
     def _to_wandb(self, logger: WandbLogger, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -53,14 +53,15 @@ class CooperativeNetwork(nn.Module):
             exchange("decoder", channels) for channels in (details, contexts, contexts)
         )
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor, upsample: bool = True) -> list[Tensor]:
         """Segment with every branch, step by step.
 
         Args:
             image: `(N, 3, H, W)` RGB in [0, 1], any size.
+            upsample: False leaves the logits at the stride of `low`, which is enough for `upsampled_labels`.
 
         Returns:
-            The logits of each branch, `(N, num_classes, H, W)`. Their sum is the ensemble.
+            The logits of each branch, `(N, num_classes, H, W)`, or `H/4, W/4`. Their sum is the ensemble.
         """
         backbones = [branch.backbone for branch in self.branches]
         aspps = [branch.aspp for branch in self.branches]
@@ -74,9 +75,8 @@ class CooperativeNetwork(nn.Module):
         details = self.decoder[0](each([decoder.project for decoder in decoders], lows))
         features = self.decoder[1](each([decoder.join for decoder in decoders], details, contexts))
         features = self.decoder[2](each([decoder.second for decoder in decoders], features))
-        return [
-            branch.classify(feature, image.shape[-2:]) for branch, feature in zip(self.branches, features, strict=True)
-        ]
+        size = (image if upsample else features[0]).shape[-2:]
+        return [branch.classify(feature, size) for branch, feature in zip(self.branches, features, strict=True)]
 
 
 def each(steps: Sequence[Callable[..., T]], *features: Iterable[Any]) -> list[T]:
