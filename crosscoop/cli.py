@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": ("crosscoop.predict:main", "Predict any images, a video, or the test split of a run's data."),
     "score": ("crosscoop.score:score", "Score label PNGs that any tool wrote."),
     "submit": ("crosscoop.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
+    "check-data": ("crosscoop.check_data:check_data", "Look for faults in a data set: every file of every split."),
     "report": ("crosscoop.report:main", "Show one run, or compare several, on one HTML page."),
     "prepare_trainaug": (
         "crosscoop.data.trainaug:prepare_trainaug",

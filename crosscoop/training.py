@@ -13,7 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from crosscoop.callbacks import OutputComparison, PredictionImages, PredictionWriter, RunFolder
+from crosscoop.callbacks import OutputComparison, PredictionImages, PredictionWriter, RunFolder, SkippedSamples
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
@@ -80,7 +80,7 @@ class TrainingCLI(LightningCLI):
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
         # Lightning's own `save_last` renews last.ckpt only when best.ckpt is renewed.
         last_epoch = ModelCheckpoint(run, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-        self.trainer_defaults["callbacks"] = last_epoch
+        self.trainer_defaults["callbacks"] = [last_epoch, SkippedSamples()]
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in loggers:
             if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in (None, "", "."):

@@ -5,5 +5,6 @@ from crosscoop.callbacks.freeze import FreezeBatchNorm
 from crosscoop.callbacks.pictures import PredictionImages
 from crosscoop.callbacks.predictions import PredictionWriter
 from crosscoop.callbacks.run import RunFolder
+from crosscoop.callbacks.skipped import SkippedSamples
 
-__all__ = ["FreezeBatchNorm", "OutputComparison", "PredictionImages", "PredictionWriter", "RunFolder"]
+__all__ = ["FreezeBatchNorm", "OutputComparison", "PredictionImages", "PredictionWriter", "RunFolder", "SkippedSamples"]

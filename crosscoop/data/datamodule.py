@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from crosscoop.data.augment import Augmentation
+from crosscoop.data.check import check_headers
 from crosscoop.data.dataset import Sample, SegmentationDataset
+from crosscoop.data.files import MissingFilesError
 from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
 from crosscoop.data.streets import Streets
@@ -32,6 +34,9 @@ class SegmentationData(pl.LightningDataModule):
         photometric: Jitter colours in training.
         resize: Height and width that every image is resized to first, in training and evaluation; null leaves them.
         center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
+        skip_bad_samples: Put another training sample in the place of one whose files cannot be used, and list it in
+            `skipped.csv`. Evaluation never skips.
+        check: Look at the header of every file before training, see `check_headers`.
         seed: Seed of order and augmentation; taken from seed_everything on the command line.
     """
 
@@ -47,6 +52,8 @@ class SegmentationData(pl.LightningDataModule):
         photometric: bool = False,
         resize: tuple[int, int] | None = None,
         center_crop: int | None = None,
+        skip_bad_samples: bool = False,
+        check: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -66,6 +73,7 @@ class SegmentationData(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
         self.resize, self.center_crop, self.seed = resize, center_crop, seed
+        self.skip_bad_samples, self.check = skip_bad_samples, check
 
     def protocol(self, split: str, num_images: int) -> dict[str, Any]:
         """How figures are measured on so many images of a split; it stands beside every one of them."""
@@ -80,14 +88,18 @@ class SegmentationData(pl.LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Bring the data to disk, once per machine."""
+        """Bring the data to disk, and before training look at all files, once per machine."""
         self.dataset.prepare()
+        if self.check and self.trainer and self.trainer.state.fn == "fit":
+            self._check()
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Augmented crops of the training split."""
-        samples = self._samples(self.dataset.train_split)
+        samples = self._samples(self.dataset.train_split, self.skip_bad_samples)
         augmentation = Augmentation(self.crop_size, self.scale, self.flip, self.photometric)
-        training_set = TrainingSet(samples, augmentation, self.resize, self.seed)
+        training_set = TrainingSet(
+            samples, augmentation, self.resize, self.seed, self.dataset.num_classes, self.skip_bad_samples
+        )
         sampler = TrainingSampler(training_set, *self._world(), self.seed)
         full = len(sampler) >= self.batch_size
         return self._loader(training_set, self.batch_size, sampler, drop_last=full)
@@ -106,15 +118,21 @@ class SegmentationData(pl.LightningDataModule):
 
     def evaluation_set(self, split: str) -> EvaluationSet:
         """A split's samples, as they are evaluated."""
-        return EvaluationSet(self._samples(split), self.resize, self.center_crop)
+        return EvaluationSet(self._samples(split), self.resize, self.center_crop, self.dataset.num_classes)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Bytes travel to the device; there images become RGB in [0, 1] and masks whole numbers."""
         image: Tensor = batch["image"]
         return {**batch, "image": image.float() / 255, "mask": batch["mask"].long()}
 
-    def _samples(self, split: str) -> Sequence[Sample]:
-        samples = self.dataset.samples(split)
+    def _samples(self, split: str, skip_missing: bool = False) -> Sequence[Sample]:
+        samples: Sequence[Sample]
+        try:
+            samples = self.dataset.samples(split)
+        except MissingFilesError as error:
+            if not skip_missing:
+                raise
+            samples = error.samples
         official = self.dataset.official_sizes.get(split, len(samples))
         if not samples:
             raise CrosscoopError(f"data.dataset: split {split!r} of {type(self.dataset).__name__} is empty.")
@@ -125,6 +143,26 @@ class SegmentationData(pl.LightningDataModule):
                 stacklevel=2,
             )
         return samples
+
+    def _check(self) -> None:
+        """Refuse faults that the files' headers show; those of training samples not where they are skipped anyway.
+
+        Raises:
+            CrosscoopError: There are some.
+        """
+        train, val = self.dataset.train_split, self.dataset.val_split
+        splits = {train: self._samples(train, self.skip_bad_samples), val: self._samples(val)}
+        faults = check_headers(splits)
+        if self.skip_bad_samples:
+            faults = [fault for fault in faults if fault.splits != [train]]
+        if faults:
+            raise CrosscoopError(
+                f"data.dataset: got {len(faults)} faults, expected none:\n"
+                + "\n".join(f"- {fault.message}" for fault in faults[:3])
+                + ("\n- ..." if len(faults) > 3 else "")
+                + "\ncrosscoop check-data lists all; data.skip_bad_samples leaves out training samples that cannot be "
+                "used; data.check false does not look."
+            )
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -167,4 +205,6 @@ def collate(items: Sequence[Item]) -> Any:
             f"A batch would hold images of different sizes: {sorted(sizes)}. Set data.eval_batch_size to 1, or "
             "data.center_crop or data.resize."
         )
-    return default_collate(list(items))
+    skipped = [fault for item in items for fault in item.get("skipped", [])]
+    batch = default_collate([{key: item[key] for key in ("image", "mask", "name")} for item in items])
+    return {**batch, "skipped": skipped} if skipped else batch

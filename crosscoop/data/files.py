@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,8 +14,37 @@ from PIL import Image, ImageOps
 from crosscoop.data.dataset import VOID, Array, Color
 from crosscoop.errors import CrosscoopError
 
+MODES = {
+    "1": " (black and white)",
+    "RGB": " (colours)",
+    "RGBA": " (colours)",
+    **dict.fromkeys(["I;16", "I;16B", "I;16L"], " (16 bits)"),
+}
+"""PIL's modes in words, where they need some."""
+
 UNKNOWN = 254
 """A lookup table gives it for unknown values; `read_mask` refuses it, up to 254 classes."""
+
+
+class SplitError(CrosscoopError):
+    """A split that cannot be used as it is.
+
+    Args:
+        message: What is wrong with it.
+        samples: What it consists of nevertheless, for who looks at each sample.
+    """
+
+    def __init__(self, message: str, samples: Sequence["FileSample"]) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+    def __reduce__(self) -> Any:
+        """What it is made of again in another process."""
+        return type(self), (str(self), self.samples)
+
+
+class MissingFilesError(SplitError):
+    """Files of a split are not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +129,7 @@ def read_mask(path: Path, num_classes: int, lookup: Array | None = None) -> Arra
             the lookup) neither a class index nor `VOID`.
     """
     image = _decode(path)
-    if image.mode not in ("L", "P") or image.format == "JPEG":
-        raise CrosscoopError(
-            f"{path}: got a mask of mode {image.mode} in format {image.format}, expected one lossless 8-bit "
-            "channel (mode L or P); save the class indices as a grey or palette PNG"
-        )
+    check_mask_mode(image, path)
     values = np.array(image)
     mask = values if lookup is None else lookup[values]
     wrong = (mask >= num_classes) & (mask != VOID)
@@ -113,6 +139,23 @@ def read_mask(path: Path, num_classes: int, lookup: Array | None = None) -> Arra
             f"stand for one of the {num_classes} classes or void ({VOID}); correct the file or the classes"
         )
     return mask
+
+
+def check_mask_mode(image: Image.Image, path: Path) -> None:
+    """Refuses what is no lossless single-channel 8-bit image; its header is enough to tell.
+
+    Args:
+        image: The opened image.
+        path: Its file, for the message.
+
+    Raises:
+        CrosscoopError: It is of another kind.
+    """
+    if image.mode not in ("L", "P") or image.format == "JPEG":
+        raise CrosscoopError(
+            f"{path}: got a mask of mode {image.mode}{MODES.get(image.mode, '')} in format {image.format}, expected "
+            "one lossless 8-bit channel (mode L or P); save the class indices as a grey or palette PNG"
+        )
 
 
 def write_mask(path: Path, mask: Array, palette: Sequence[Color]) -> None:
@@ -212,19 +255,21 @@ def check_samples(samples: Sequence[FileSample], source: Path) -> Sequence[FileS
         source: Where they were found, for the message.
 
     Raises:
-        CrosscoopError: A name occurs twice, or a file is missing.
+        SplitError: A name occurs twice.
+        MissingFilesError: A file is missing.
     """
     doubled = [name for name, count in Counter(sample.name for sample in samples).items() if count > 1]
     if doubled:
-        raise CrosscoopError(
-            f"{source}: got {shorten(doubled)} more than once, expected each name once; remove the others"
+        raise SplitError(
+            f"{source}: got {shorten(doubled)} more than once, expected each name once; remove the others", samples
         )
     files = [path for sample in samples for path in (sample.image_path, sample.mask_path) if path is not None]
     missing = [path for path in files if not path.is_file()]
     if missing:
-        raise CrosscoopError(
+        raise MissingFilesError(
             f"{source}: {len(missing)} of its {len(files)} images and masks are missing: {shorten(missing)}, "
-            "expected all of them; restore them, or list only what is there"
+            "expected all of them; restore them, or list only what is there",
+            samples,
         )
     return samples
 
@@ -254,6 +299,10 @@ def _decode(path: Path) -> Image.Image:
             return image
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise CrosscoopError(
-            f"{path}: got {path.stat().st_size} bytes that do not decode ({error}), expected a whole image; "
-            "restore the file"
+            f"{path}: got {_size(path)} bytes that do not decode ({error}), expected a whole image; restore the file"
         ) from error
+
+
+def _size(path: Path) -> int:
+    """The size of a file in bytes, 0 if it has vanished meanwhile."""
+    return path.stat().st_size if path.is_file() else 0

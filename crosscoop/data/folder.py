@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosscoop.data.dataset import VOID, Color, SegmentationDataset
-from crosscoop.data.files import UNKNOWN, FileSample, check_samples, lookup_table, read_pairs, shorten
+from crosscoop.data.files import (
+    UNKNOWN,
+    FileSample,
+    MissingFilesError,
+    check_samples,
+    lookup_table,
+    read_pairs,
+    shorten,
+)
 from crosscoop.data.palette import colormap
 from crosscoop.errors import CrosscoopError
 
@@ -113,22 +121,26 @@ class Folder(SegmentationDataset):
         else:
             source = root / str(where.images)
             found = _match(source, None if where.masks is None else root / where.masks)
-        return check_samples(
-            [FileSample(name, image, mask, self.num_classes, self.lookup) for name, image, mask in found],
-            source,
-        )
+        samples = [FileSample(name, image, mask, self.num_classes, self.lookup) for name, image, mask in found]
+        if where.masks is not None and (alone := [each for each in samples if not _exists(each.mask_path)]):
+            raise MissingFilesError(
+                f"{root / where.masks}: {len(alone)} of {len(samples)} images have no mask there "
+                f"({shorten(each.image_path for each in alone)}), expected a mask of the same subfolder and name for "
+                "each; add them, or name the pairs in a list",
+                samples,
+            )
+        return check_samples(samples, source)
 
 
 def _match(images: Path, masks: Path | None) -> list[tuple[str, Path, Path | None]]:
-    """Name, image and mask of each image in a folder."""
+    """Name, image and mask of each image in a folder; a mask that is not there gets the likeliest name."""
     files = _by_name(images)
     labels: dict[str, Path] = {} if masks is None else _by_name(masks)
-    if masks is not None and (missing := [files[name] for name in files if name not in labels]):
-        raise CrosscoopError(
-            f"{masks}: {len(missing)} of {len(files)} images have no mask there ({shorten(missing)}), "
-            "expected a mask of the same subfolder and name for each; add them, or name the pairs in a list"
-        )
-    return [(name, image, labels.get(name)) for name, image in files.items()]
+    return [(name, file, masks and labels.get(name, masks / f"{name}.png")) for name, file in files.items()]
+
+
+def _exists(path: Path | None) -> bool:
+    return path is not None and path.is_file()
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """From samples to tensors: what a worker does."""
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Iterator, Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from crosscoop.data.augment import Augmentation, center_cropped, resized
 from crosscoop.data.dataset import VOID, Array, Sample
+from crosscoop.data.files import shorten
 from crosscoop.errors import CrosscoopError
 
 
@@ -20,11 +21,13 @@ class Item(TypedDict):
         image: `(3, H, W)` uint8 RGB.
         mask: `(H, W)` uint8 class indices, `VOID` where there is no label.
         name: The sample's name.
+        skipped: Name and fault of each bad sample that this one stands in for.
     """
 
     image: Tensor
     mask: Tensor
     name: str
+    skipped: NotRequired[list[tuple[str, str]]]
 
 
 class TrainingSet(Dataset[Item]):
@@ -35,6 +38,8 @@ class TrainingSet(Dataset[Item]):
         augmentation: Applied to each draw.
         resize: Height and width that samples are resized to beforehand; None leaves them.
         seed: With epoch and index it determines the augmentation.
+        num_classes: Mask values from there on, but for `VOID`, are refused.
+        skip_bad: Put another sample, drawn from the seed, in the place of one that cannot be used.
     """
 
     def __init__(
@@ -43,8 +48,11 @@ class TrainingSet(Dataset[Item]):
         augmentation: Augmentation,
         resize: Sequence[int] | None,
         seed: int,
+        num_classes: int = VOID,
+        skip_bad: bool = False,
     ) -> None:
         self.samples, self.augmentation, self.resize, self.seed = samples, augmentation, resize, seed
+        self.num_classes, self.skip_bad = num_classes, skip_bad
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -53,12 +61,35 @@ class TrainingSet(Dataset[Item]):
     def __getitem__(self, draw: tuple[int, int]) -> Item:
         """The augmented sample of a draw."""
         index, epoch = draw
-        sample = self.samples[index]
-        image, mask = read(sample, self.resize)
+        skipped: list[tuple[str, str]] = []
+        for candidate in self._candidates(index, epoch):
+            sample = self.samples[candidate]
+            try:
+                image, mask = self._read(sample)
+            except (OSError, ValueError) as error:  # ours is a ValueError
+                if not self.skip_bad:
+                    raise
+                skipped.append((sample.name, str(error)))
+                continue
+            image, mask = self.augmentation(image, mask, (self.seed, epoch, index))
+            item = to_item(image, mask, sample.name)
+            return {**item, "skipped": skipped} if skipped else item
+        raise CrosscoopError(
+            f"data.skip_bad_samples: all {len(skipped)} training samples are bad, expected one that is not. The first: "
+            f"{skipped[0][1]}"
+        )
+
+    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+        """The index of a draw, and of what may stand in for it: determined by the seed, not by worker or rank."""
+        yield index
+        others = np.random.default_rng((self.seed, epoch, index)).permutation(len(self.samples))
+        yield from (int(other) for other in others if other != index)
+
+    def _read(self, sample: Sample) -> tuple[Array, Array]:
+        image, mask = read(sample, self.resize, self.num_classes)
         if mask is None:
             raise CrosscoopError(f"{sample.name} has no mask, but is in the split to train on (data.dataset).")
-        image, mask = self.augmentation(image, mask, (self.seed, epoch, index))
-        return to_item(image, mask, sample.name)
+        return image, mask
 
 
 class EvaluationSet(Dataset[Item]):
@@ -68,10 +99,17 @@ class EvaluationSet(Dataset[Item]):
         samples: A split's samples; without a mask, all pixels are void.
         resize: Height and width that samples are resized to beforehand; None leaves them.
         center_crop: Side of the central square; None for whole images.
+        num_classes: Mask values from there on, but for `VOID`, are refused.
     """
 
-    def __init__(self, samples: Sequence[Sample], resize: Sequence[int] | None, center_crop: int | None) -> None:
-        self.samples, self.resize, self.center_crop = samples, resize, center_crop
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        resize: Sequence[int] | None,
+        center_crop: int | None,
+        num_classes: int = VOID,
+    ) -> None:
+        self.samples, self.resize, self.center_crop, self.num_classes = samples, resize, center_crop, num_classes
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -80,25 +118,60 @@ class EvaluationSet(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """A sample."""
         sample = self.samples[index]
-        image, mask = read(sample, self.resize)
+        image, mask = read(sample, self.resize, self.num_classes)
         if self.center_crop:
             image, mask = center_cropped(image, mask, self.center_crop)
         return to_item(image, np.full(image.shape[:2], VOID, np.uint8) if mask is None else mask, sample.name)
 
 
-def read(sample: Sample, resize: Sequence[int] | None) -> tuple[Array, Array | None]:
+def read(sample: Sample, resize: Sequence[int] | None, num_classes: int = VOID) -> tuple[Array, Array | None]:
     """Image and mask of a sample, of one size.
 
     Raises:
-        CrosscoopError: They differ in size.
+        CrosscoopError: They cannot be read, or do not fit together or the classes.
     """
     image, mask = sample.image(), sample.mask()
-    if mask is not None and mask.shape != image.shape[:2]:
-        raise CrosscoopError(
-            f"{sample.name}: the mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image {image.shape[0]} x "
-            f"{image.shape[1]}; expected the same size. Mend or remove the pair."
-        )
+    check_pair(sample, image, mask, num_classes)
     return resized(image, mask, resize) if resize else (image, mask)
+
+
+def check_pair(sample: Sample, image: Array, mask: Array | None, num_classes: int) -> None:
+    """Refuses an image and a mask that are not what a `Sample` promises.
+
+    Args:
+        sample: Where they come from.
+        image: Its image.
+        mask: Its mask.
+        num_classes: The number of classes.
+
+    Raises:
+        CrosscoopError: The image is not `(H, W, 3)` uint8, or the mask not `(H, W)` uint8 of the same size and of class
+            indices and `VOID`.
+    """
+    name, expected = sample.name, {"image": "(H, W, 3) uint8", "mask": "(H, W) uint8"}
+    for what, array, dimensions in (("image", image, 3), ("mask", mask, 2)):
+        if array is None:
+            continue
+        fits = array.ndim == dimensions and array.dtype == np.uint8 and array.size and array.shape[2:] in ((), (3,))
+        if not fits:
+            raise CrosscoopError(
+                f"{name}: got a{'n' * (what == 'image')} {what} of shape {array.shape} and type {array.dtype}, "
+                f"expected {expected[what]}. Convert it where the data set reads it."
+            )
+    if mask is None:
+        return
+    if mask.shape != image.shape[:2]:
+        files = [str(path) for key in ("image_path", "mask_path") if (path := getattr(sample, key, None))]
+        raise CrosscoopError(
+            f"{name}: the mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image {image.shape[0]} x "
+            f"{image.shape[1]}; expected the same size. Mend or remove the pair{': ' * bool(files)}{', '.join(files)}."
+        )
+    wrong = (mask >= num_classes) & (mask != VOID)
+    if wrong.any():
+        raise CrosscoopError(
+            f"{name}: got the mask values {shorten(np.unique(mask[wrong]), 8)}, expected only indices of the "
+            f"{num_classes} classes or void ({VOID}). Correct the mask or the classes."
+        )
 
 
 def to_item(image: Array, mask: Array, name: str) -> Item:

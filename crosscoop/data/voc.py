@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crosscoop.data.dataset import SegmentationDataset
-from crosscoop.data.files import FileSample, check_samples, read_list, shorten
+from crosscoop.data.files import FileSample, SplitError, check_samples, read_list, shorten
 from crosscoop.data.palette import colormap
 from crosscoop.errors import CrosscoopError
 
@@ -88,18 +88,20 @@ class PascalVOC(SegmentationDataset):
         augmented = split == "trainaug"
         source = self._list(folder, split)
         names = read_names(source)
-        if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"))))):
-            raise CrosscoopError(
-                f"{source}: got {len(leak)} images that are also in val ({shorten(leak)}), expected none; "
-                f"make a clean list with `crosscoop prepare_trainaug --root {self.root}`"
-            )
         images, masks = folder / "JPEGImages", folder / f"SegmentationClass{'Aug' if augmented else ''}"
 
         def sample(name: str) -> FileSample:
             mask = None if split == "test" else masks / f"{name}.png"
             return FileSample(name, images / f"{name}.jpg", mask, self.num_classes)
 
-        return check_samples([sample(name) for name in names], source)
+        samples = [sample(name) for name in names]
+        if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"))))):
+            raise SplitError(
+                f"{source}: got {len(leak)} images that are also in val ({shorten(leak)}), expected none; "
+                f"make a clean list with `crosscoop prepare_trainaug --root {self.root}`",
+                samples,
+            )
+        return check_samples(samples, source)
 
     def _list(self, folder: Path, split: str) -> Path:
         lists = folder / "ImageSets" / "Segmentation"

@@ -1,0 +1,116 @@
+"""A data set of files, and all that can go wrong with one of its samples."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tiny import NETWORK, QUIET, crosscoop
+
+from crosscoop.data import Folder
+from crosscoop.data.files import FileSample
+
+SIZE = (32, 48)
+CLASSES = ["ground", "tree", "house"]
+
+
+def write(root: Path, train: int = 4, val: int = 2, suffix: str = "jpg") -> Path:
+    """Images and masks, train by a list and val by its folders; returns a YAML file of the data's options."""
+    generator = np.random.default_rng(0)
+    splits = {"train": {"list": "train.txt"}, "val": {"images": "images/val", "masks": "masks/val"}}
+    for split, number in (("train", train), ("val", val)):
+        for index in range(number):
+            blocks = generator.integers(0, 256, (SIZE[0] // 8, SIZE[1] // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            save(image_of(root, split, index, suffix), blocks)
+            save(mask_of(root, split, index), generator.choice(np.array([0, 1, 1, 255], np.uint8), SIZE))
+    (root / "train.txt").write_text(
+        "".join(f"images/train/train{index}.{suffix} masks/train/train{index}.png\n" for index in range(train))
+    )
+    init = {"root": str(root), "class_names": CLASSES, "splits": splits, "test_split": "val"}
+    data = {"dataset": {"class_path": "Folder", "init_args": init}}
+    (root / "data.yaml").write_text(yaml.safe_dump({**data, "batch_size": 2, "crop_size": 32, "num_workers": 0}))
+    return root / "data.yaml"
+
+
+def save(path: Path, pixels: "np.ndarray", **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def image_of(root: Path, split: str, index: int, suffix: str = "jpg") -> Path:
+    return root / "images" / split / f"{split}{index}.{suffix}"
+
+
+def mask_of(root: Path, split: str, index: int) -> Path:
+    return root / "masks" / split / f"{split}{index}.png"
+
+
+def fit_options(config: Path) -> str:
+    """Options to train the tiny network on the data."""
+    return " ".join([*NETWORK, *QUIET, "--trainer.max_epochs 1 --data", str(config)])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *options: object) -> str:
+    """The message of a command that ends with exit code 2: the last thing on stderr, in one piece."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        crosscoop(*options)  # type: ignore[arg-type]
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2, errors
+    assert "Traceback" not in errors
+    return errors.rpartition("crosscoop: error: ")[2]
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def enlarge(path: Path) -> None:
+    save(path, np.zeros((SIZE[0], SIZE[1] + 1), np.uint8))
+
+
+FAULTS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
+    "truncated image": ("image", truncate, ["bytes that do not decode", "restore the file"]),
+    "empty image": ("image", lambda path: path.write_bytes(b""), ["0 bytes", "restore the file"]),
+    "vanished image": ("image", Path.unlink, ["no such file", "restore the file"]),
+    "truncated mask": ("mask", truncate, ["bytes that do not decode", "restore the file"]),
+    "empty mask": ("mask", lambda path: path.write_bytes(b""), ["0 bytes", "restore the file"]),
+    "vanished mask": ("mask", Path.unlink, ["no such file", "restore the file"]),
+    "mask of another size": ("mask", enlarge, ["32 x 49", "32 x 48", "Mend or remove"]),
+    "unknown class": ("mask", lambda path: save(path, np.full(SIZE, 3, np.uint8)), ["values 3", "3 classes", "orrect"]),
+    "16-bit mask": ("mask", lambda path: save(path, np.ones(SIZE, np.uint16)), ["16 bits", "save the class indices"]),
+    "RGB mask": ("mask", lambda path: save(path, np.ones((*SIZE, 3), np.uint8)), ["RGB", "save the class indices"]),
+}
+"""By name: which file of a sample, what happens to it, and what a message says beside the file's name."""
+
+IN_THE_HEADER = [name for name in FAULTS if "truncated" not in name and "class" not in name]
+"""Faults that show without decoding."""
+
+
+class Breaking(Folder):
+    """Breaks a sample after its split was listed, as if it broke during the run; `BREAK` is "split fault"."""
+
+    def samples(self, split: str) -> Sequence[FileSample]:
+        samples = super().samples(split)
+        where, _, name = os.environ["BREAK"].partition(" ")
+        if where == split:
+            break_sample(Path(self.root), split, 1, name)
+        return samples
+
+
+def break_sample(root: Path, split: str, index: int, name: str) -> Path:
+    """Let a fault happen; returns the file."""
+    what, happen, _ = FAULTS[name]
+    path = (image_of if what == "image" else mask_of)(root, split, index)
+    happen(path)
+    return path
+
+
+def copy_image(root: Path, source: tuple[str, int], target: tuple[str, int]) -> None:
+    """The same image twice."""
+    shutil.copy(image_of(root, *source), image_of(root, *target))
