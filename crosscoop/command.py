@@ -53,7 +53,7 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
     if apart:  # as in fit, every option by its name
         parser.add_class_arguments(Inference, "inference", sub_configs=True)
     flags = [f"--{name}" for name, parameter in parameters.items() if isinstance(parameter.default, bool)]
-    followed = pairwise([*options, "--"])
+    followed = pairwise([*(_with_underscores(option) for option in options), "--"])
     try:
         given = parser.parse_args(
             [f"{option}=true" if option in flags and next_.startswith("--") else option for option, next_ in followed]
@@ -62,6 +62,12 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
         raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
     instances = parser.instantiate(given)
     function(**{name: instances[name] for name in parameters})
+
+
+def _with_underscores(option: str) -> str:
+    """`--dry-run` as `--dry_run`."""
+    name, equals, value = option.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else option
 
 
 def read_data(path: Path) -> str:

@@ -1,6 +1,5 @@
 """The preparation of VOC's split trainaug, on a small VOC and a small SBD."""
 
-import builtins
 from pathlib import Path
 
 import numpy as np
@@ -164,19 +163,6 @@ def test_lists_cannot_leave_their_folder(voc: Path, sbd: Path) -> None:
     prepare_trainaug(str(voc), str(sbd))
     assert written(voc) == TRAINAUG
     assert not list(voc.parent.glob("*.png"))
-
-
-def test_without_scipy_the_extra_is_named(voc: Path, sbd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without_scipy(name: str, *arguments: object) -> object:
-        if name.startswith("scipy"):
-            raise ImportError(name)
-        return original(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without_scipy)
-    with pytest.raises(CrosscoopError, match=r'pip install "crosscoop\[sbd\]"'):
-        prepare_trainaug(str(voc), str(sbd))
 
 
 def test_download(voc: Path, sbd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,12 +108,8 @@ def _download_sbd(folder: Path) -> Path:
 
 def _read_sbd(path: Path) -> Array:
     """The class indices `(H, W)` of one of SBD's masks."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise CrosscoopError(
-            f'{path}: SBD needs scipy to be read, which is missing; pip install "crosscoop[sbd]"'
-        ) from error
+    from scipy.io import loadmat
+
     try:
         with path.open("rb") as file:  # given a path, scipy does not say that it is missing
             mask = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0])

@@ -1,0 +1,1 @@
+"""Ablations: a grid of runs from one YAML, and their table."""

@@ -1,0 +1,94 @@
+"""One cell: train it, test it, and leave its records in its folder. `python -m crosscoop.ablation.cell RUNS CELL`."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
+from crosscoop.results import write_json
+
+TAKEN = 75
+"""Exit code of a cell that another worker holds (EX_TEMPFAIL of sysexits.h)."""
+
+
+TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "epoch"}}
+"""Lightning's clock, which goes on where a resumed training stopped; its default for `interval` has no YAML form."""
+
+
+def state(ablation: Ablation, cell: Cell) -> str:
+    """What a cell's folder says: done, failed, running (somewhere), interrupted or waiting."""
+    if all((folder / "metrics.json").is_file() for folder in tests(ablation, cell).values()):
+        return "done"
+    if (cell.folder / ".lock").is_file() and _is_held(cell.folder / ".lock"):
+        return "running"
+    if (cell.folder / "failed.txt").is_file():
+        return "failed"
+    return "interrupted" if (cell.folder / "last.ckpt").is_file() else "waiting"
+
+
+def tests(ablation: Ablation, cell: Cell) -> dict[str, Path]:
+    """The folder of each test of a cell."""
+    return {name: cell.folder / slug(name) for name in ablation.tests}
+
+
+def run(ablation: Ablation, cell: Cell) -> None:
+    """Train and test a cell, or go on with it.
+
+    Args:
+        ablation: The ablation.
+        cell: The cell; its `given.yaml` is what `crosscoop fit` gets.
+
+    Raises:
+        Timeout: Another worker holds it, here or on another machine.
+    """
+    from crosscoop.ablation.cost import measure
+    from crosscoop.cli import main
+
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(cell.folder / ".lock", timeout=0):
+        given = cell.folder / "given.yaml"
+        given.write_text(yaml.safe_dump(cell.config, sort_keys=False))
+        cost = cell.folder / "cost.json"
+        quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+        if not cost.is_file():
+            timer = [f"--trainer.callbacks+={json.dumps(TIMER)}"]
+            main(["fit", "--config", str(given), "--run", str(cell.folder), "--resume", *quiet, *timer])
+            write_json(cost, {**asdict(measure(cell)), "seconds": _seconds(cell.folder / "last.ckpt")})
+        checkpoint = ["--ckpt_path", str(cell.folder / ablation.checkpoint)]
+        for name, folder in tests(ablation, cell).items():
+            if not (folder / "metrics.json").is_file():
+                options = [
+                    f"--{option}={value if isinstance(value, str) else json.dumps(value)}"
+                    for option, value in ablation.tests[name].items()
+                ]
+                main(["test", *checkpoint, "--run", str(folder), *quiet, *options])
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _seconds(checkpoint: Path) -> float:
+    """The training's seconds, interruptions left out, as Lightning's Timer kept them."""
+    import torch
+
+    timer = torch.load(checkpoint, weights_only=True, map_location="cpu")["callbacks"]["Timer"]
+    return float(timer["time_elapsed"]["train"])
+
+
+if __name__ == "__main__":
+    runs = Path(sys.argv[1])
+    ablation = read_ablation(runs / "ablation.yaml")
+    (cell,) = [each for each in ablation.all_cells(runs) if each.label == sys.argv[2]]
+    try:
+        run(ablation, cell)
+    except Timeout:
+        sys.exit(TAKEN)

@@ -1,0 +1,163 @@
+"""`crosscoop ablate`."""
+
+import sys
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from crosscoop.ablation.cell import state
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation
+from crosscoop.ablation.summary import summarise
+from crosscoop.ablation.tables import write_tables
+from crosscoop.ablation.workers import STYLES, Workers, duration
+from crosscoop.data.files import replacing
+from crosscoop.errors import CrosscoopError
+
+
+def ablate(
+    runs: str,
+    grid: str | None = None,
+    workers: int = 1,
+    cell: str | None = None,
+    dry_run: bool = False,
+    retry: bool = False,
+    tables: bool = False,
+    sweep: str | None = None,
+) -> None:
+    """Train and test every cell of a grid, and write its table.
+
+    Stopped at any moment and started again, it goes on: finished cells stay, interrupted ones resume from their last
+    checkpoint. Start it on several machines with one shared folder, and each takes the cells that nobody has; no two
+    ever run the same one (the folder's file system must know file locks). As a SLURM array:
+    `sbatch --array=0-38 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'`.
+
+    Args:
+        runs: Folder of the runs: a folder per row, in it one per seed, and the tables.
+        grid: The ablation's YAML; once RUNS exists it may be left out.
+        workers: Cells that run at once on this machine.
+        cell: Run this cell alone, by its name as --dry-run lists it (cross/seed0), or by its number.
+        dry_run: List the cells with their parameters, multiply-adds and estimated time, and run none.
+        retry: Run the failed cells again.
+        tables: Only write the tables anew from what the run folders hold.
+        sweep: Write a W&B sweep to this YAML file, in which each agent takes cells of this grid, and run none.
+
+    Raises:
+        CrosscoopError: The grid cannot be read, the folder holds another ablation, or a cell failed.
+    """
+    folder = Path(runs)
+    if workers < 1:
+        raise CrosscoopError(f"--workers: got {workers}, expected at least 1.")
+    ablation = _open(folder, Path(grid) if grid else None)
+    cells = ablation.all_cells(folder)
+    if dry_run:
+        return _list(ablation, cells, workers)
+    if sweep:
+        return _write_sweep(Path(sweep), folder, ablation, cells)
+    chosen = [_find(cells, cell)] if cell else cells
+    if not tables:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_given(cells)
+        (folder / "ablation.yaml").write_text(ablation.dump())
+        _work(ablation, chosen, folder, workers, retry)
+    for i, test in enumerate(ablation.tests):
+        files = write_tables(summarise(ablation, folder, test), folder)
+        if i == 0:
+            print(files[0].read_text("utf-8"))
+        print(f"Tables: {', '.join(map(str, files))}")
+    if failed := [each.label for each in chosen if state(ablation, each) == "failed"]:
+        reasons = "\n".join(f"  {label}: {(folder / label / 'failed.txt').read_text().strip()}" for label in failed)
+        raise CrosscoopError(
+            f"{len(failed)} of {len(chosen)} cells failed:\n{reasons}\nTheir whole words: log.txt in their folders. To "
+            f"run them again: crosscoop ablate --runs {folder} --retry"
+        )
+
+
+def _open(folder: Path, grid: Path | None) -> Ablation:
+    kept = folder / "ablation.yaml"
+    if grid is None and not kept.is_file():
+        raise CrosscoopError(f"--grid: got none, and {folder} holds no ablation; expected the YAML of an ablation.")
+    return read_ablation(grid or kept)
+
+
+def _check_given(cells: list[Cell]) -> None:
+    """A folder's runs are of one ablation: nobody mixes them by a later edit of the YAML."""
+    for cell in cells:
+        given = cell.folder / "given.yaml"
+        if given.is_file() and yaml.safe_load(given.read_text()) != cell.config:
+            raise CrosscoopError(
+                f"{cell.folder} was trained with another configuration ({given}) than the grid gives it now. Give "
+                "another folder with --runs, another name to the row, or remove that folder."
+            )
+
+
+def _find(cells: list[Cell], name: str) -> Cell:
+    if name.isdigit() and int(name) < len(cells):
+        return cells[int(name)]
+    for cell in cells:
+        if cell.label == name:
+            return cell
+    raise CrosscoopError(
+        f"--cell: got {name!r}, expected 0 to {len(cells) - 1}, or one of {', '.join(cell.label for cell in cells)}."
+    )
+
+
+def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, retry: bool) -> None:
+    if retry:
+        for cell in cells:
+            (cell.folder / "failed.txt").unlink(missing_ok=True)
+    try:
+        states = Workers(ablation, cells, folder, workers).run()
+    except KeyboardInterrupt:
+        print(f"\nTo go on: crosscoop ablate --runs {folder}", file=sys.stderr)
+        raise SystemExit(130) from None
+    print()
+    if elsewhere := [label for label, word in states.items() if word.startswith("running")]:
+        print(f"Still running elsewhere: {', '.join(elsewhere)}.")
+
+
+def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:
+    from crosscoop.ablation.cost import estimate_seconds, measure
+
+    table = Table("", title=ablation.title)
+    table.add_column("cell", no_wrap=True)
+    table.add_column("state")
+    for heading in ("parameters", "MACs", "estimated training"):
+        table.add_column(heading, justify="right")
+    first = {cell.name: cell for cell in reversed(cells)}
+    costs = {}
+    for name, each in track(first.items(), "Measuring", transient=True):
+        try:
+            costs[name] = measure(each), estimate_seconds(each)
+        except CrosscoopError as error:
+            raise CrosscoopError(f"Row {name!r} cannot run: {error}") from error
+    total = 0.0
+    for i, cell in enumerate(cells):
+        (cost, seconds), word = costs[cell.name], state(ablation, cell)
+        total += 0 if word == "done" else seconds or 0
+        time = "-" if seconds is None else duration(seconds)
+        row = f"{cost.parameters / 1e6:.2f} M", f"{cost.macs / 1e9:.2f} G", time
+        table.add_row(str(i), cell.label, f"[{STYLES[word]}]{word}", *row)
+    crop = next(iter(costs.values()))[0].crop_size
+    table.caption = (
+        f"MACs of one {crop} x {crop} crop. Time: one crop's pass, measured here, times crops; without evaluation and "
+        f"data. All that is not done: {duration(total / workers)} with {workers} worker{'s' * (workers > 1)}."
+    )
+    Console().print(table)
+
+
+def _write_sweep(path: Path, folder: Path, ablation: Ablation, cells: list[Cell]) -> None:
+    """A sweep whose only parameter is the cell: resuming, locks and tables stay as everywhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ablation.yaml").write_text(ablation.dump())
+    content = {
+        "name": ablation.title,
+        "method": "grid",
+        "parameters": {"cell": {"values": [cell.label for cell in cells]}},
+        "command": ["${env}", "crosscoop", "ablate", "--runs", str(folder.resolve()), "${args}"],
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    print(f"Sweep: {path}. Start it with: wandb sweep {path}, then on each machine the wandb agent that it names.")

@@ -1,0 +1,191 @@
+"""The grid: which cells an ablation has, and the configuration of each."""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crosscoop.errors import CrosscoopError
+
+LAYOUTS = ("summary", "outputs", "connections")
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid, and its tests.
+
+    Attributes:
+        name: The row of the table.
+        seed: The seed.
+        config: What `crosscoop fit --config` gets.
+        folder: The run's folder.
+    """
+
+    name: str
+    seed: int
+    config: Config
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """What people call it, and what `--cell` takes: `cross_c1_c2/seed0`."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """An ablation as its YAML tells it.
+
+    Attributes:
+        base: The configuration of fit that all cells share; in the YAML a file's path, or the configuration itself.
+        title: Title of the tables.
+        seeds: The seeds; each row is trained with each of them.
+        cells: Options by row, as `{row: {network.strategy: cross}}`; a dot leads into a group.
+        grid: Values by option; every combination is a further row.
+        baseline: The row that all others are compared with.
+        tests: Options of `crosscoop test` by the name of a test; the tables show the first.
+        checkpoint: Which checkpoint is tested: best.ckpt, or last.ckpt for a fixed number of steps.
+        layout: summary (a line per row, all outputs), outputs (a line per output: the paper's tables 1 and 3) or
+            connections (C1 and C2 ticked: the paper's table 5).
+    """
+
+    base: Config
+    title: str = "Ablation"
+    seeds: tuple[int, ...] = (0,)
+    cells: dict[str, Config] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    baseline: str | None = None
+    tests: dict[str, Config] = field(default_factory=lambda: {"test": {}})
+    checkpoint: str = "best.ckpt"
+    layout: str = "summary"
+
+    @property
+    def rows(self) -> dict[str, Config]:
+        """Options by row: the named cells, then the grid's combinations."""
+        combinations = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+        return {**self.cells, **{", ".join(map(_word, each.values())): each for each in combinations if each}}
+
+    @property
+    def digest(self) -> str:
+        """Ten letters that stand for all configurations of this ablation."""
+        text = json.dumps([self.base, self.rows, self.tests, self.checkpoint], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def all_cells(self, runs: Path) -> list[Cell]:
+        """Every cell, one seed after the other, so that a first table is there early.
+
+        Args:
+            runs: The folder of all runs.
+        """
+        return [
+            Cell(name, seed, self.config(name, seed), runs / slug(name) / f"seed{seed}")
+            for seed in self.seeds
+            for name in self.rows
+        ]
+
+    def config(self, name: str, seed: int) -> Config:
+        """The configuration of a cell: the base with the row's options."""
+        config = {**copy.deepcopy(self.base), "seed_everything": seed}
+        for option, value in self.rows[name].items():
+            *groups, key = option.split(".")
+            group = config
+            for step in groups:
+                group = group.setdefault(step, {})
+            group[key] = copy.deepcopy(value)
+        return config
+
+    def dump(self) -> str:
+        """The ablation as YAML, its base inside."""
+        return yaml.safe_dump({**asdict(self), "seeds": list(self.seeds)}, sort_keys=False)
+
+
+def read_ablation(path: Path) -> Ablation:
+    """Read an ablation's YAML.
+
+    Args:
+        path: The file; the base it names lies relative to it.
+
+    Raises:
+        CrosscoopError: It cannot be read, or an entry is not what it must be.
+    """
+    content = _load(path)
+    if unknown := set(content) - set(Ablation.__dataclass_fields__):
+        raise CrosscoopError(
+            f"{path}: got {', '.join(sorted(unknown))}, expected {', '.join(Ablation.__dataclass_fields__)}."
+        )
+    if not isinstance(content.get("base"), (str, dict)):
+        raise CrosscoopError(f"{path}: got no base, expected the path of a configuration of fit.")
+    if isinstance(content["base"], str):
+        content["base"] = compose(path.parent / content["base"])
+    shapes: dict[str, type] = {"seeds": list, "cells": dict, "grid": dict, "tests": dict, "title": str}
+    for key, shape in shapes.items():
+        if not isinstance(content.get(key, shape()), shape):
+            raise CrosscoopError(f"{path}: {key} is {content[key]!r}, expected a {shape.__name__}.")
+    for key in ("cells", "tests"):
+        content[key] = {str(name): options or {} for name, options in (content.get(key) or {}).items()}
+        if bad := [name for name, options in content[key].items() if not isinstance(options, dict)]:
+            raise CrosscoopError(f"{path}: {key}.{bad[0]} is no mapping, expected options such as network.strategy.")
+    if bad := [option for option, values in content.get("grid", {}).items() if not isinstance(values, list)]:
+        raise CrosscoopError(f"{path}: grid.{bad[0]} is {content['grid'][bad[0]]!r}, expected a list of values.")
+    if bad := [seed for seed in content.get("seeds", [0]) if not isinstance(seed, int) or isinstance(seed, bool)]:
+        raise CrosscoopError(f"{path}: seeds holds {bad[0]!r}, expected whole numbers.")
+    content["seeds"] = tuple(content.get("seeds", [0]))
+    ablation = Ablation(**{key: value for key, value in content.items() if key != "tests" or value})
+    _check(ablation, path)
+    return ablation
+
+
+def _check(ablation: Ablation, path: Path) -> None:
+    rows = list(ablation.rows)
+    if not rows or not ablation.seeds:
+        raise CrosscoopError(f"{path}: got no cell, expected cells or a grid, and seeds.")
+    folders = [slug(name) for name in rows]
+    if twice := [name for name, folder in zip(rows, folders, strict=True) if folders.count(folder) > 1]:
+        raise CrosscoopError(f"{path}: {' and '.join(twice)} would share one folder; give them other names in cells.")
+    if len(set(ablation.seeds)) < len(ablation.seeds):
+        raise CrosscoopError(f"{path}: got seeds {list(ablation.seeds)}, expected each once.")
+    if ablation.baseline is not None and ablation.baseline not in rows:
+        raise CrosscoopError(f"{path}: got baseline {ablation.baseline!r}, expected one of {', '.join(rows)}.")
+    if ablation.layout not in LAYOUTS:
+        raise CrosscoopError(f"{path}: got layout {ablation.layout!r}, expected one of {', '.join(LAYOUTS)}.")
+
+
+def compose(path: Path) -> Config:
+    """A configuration with the further YAML files that it names put in their places."""
+
+    def included(value: Any, folder: Path) -> Any:
+        if isinstance(value, dict):
+            return {key: included(entry, folder) for key, entry in value.items()}
+        if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (folder / value).is_file():
+            return compose(folder / value)
+        return value
+
+    content: Config = included(_load(path), path.parent)
+    return content
+
+
+def slug(name: str) -> str:
+    """A row's name as a folder's."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "cell"
+
+
+def _word(value: Any) -> str:
+    return "+".join(map(_word, value)) if isinstance(value, list) else str(value)
+
+
+def _load(path: Path) -> Config:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CrosscoopError(f"{path}: cannot be read ({error}); expected a YAML file.") from error
+    if not isinstance(content, Mapping):
+        raise CrosscoopError(f"{path}: got {type(content).__name__}, expected a mapping of options.")
+    return dict(content)

@@ -1,0 +1,150 @@
+"""What an ablation found: means and spreads over seeds, and paired comparisons with the baseline."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import ttest_rel
+
+from crosscoop.ablation.cell import tests
+from crosscoop.ablation.grid import Ablation
+from crosscoop.results import describe
+
+
+@dataclass
+class Figures:
+    """One figure of a row: its value by seed.
+
+    Attributes:
+        values: The values.
+    """
+
+    values: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over seeds."""
+        return fmean(self.values.values()) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample's standard deviation over seeds; None for fewer than two."""
+        return stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def minus(self, other: "Figures") -> "Figures":
+        """The differences, seed by seed."""
+        return Figures(
+            {seed: value - other.values[seed] for seed, value in self.values.items() if seed in other.values}
+        )
+
+    def p_value(self, other: "Figures") -> float | None:
+        """Two-sided paired t-test over the seeds both have; None for fewer than two, or without any spread."""
+        seeds = [seed for seed in self.values if seed in other.values]
+        if len(seeds) < 2 or len(set(self.minus(other).values.values())) == 1:
+            return None
+        p = ttest_rel([self.values[seed] for seed in seeds], [other.values[seed] for seed in seeds]).pvalue
+        return float(p)
+
+
+@dataclass
+class Row:
+    """A row of the table.
+
+    Attributes:
+        name: The row's name.
+        options: What sets it apart from the base.
+        outputs: mIoU by output, the last one the row's own figure (the ensemble's, or the single network's).
+        gain: How much better the ensemble is than the better branch.
+        disagreement: Share of labelled pixels on which top and bottom name different classes.
+        seconds: Training time.
+        parameters: Parameters of the network.
+        macs: Multiply-adds of one training crop.
+    """
+
+    name: str
+    options: dict[str, Any]
+    outputs: dict[str, Figures] = field(default_factory=dict)
+    gain: Figures = field(default_factory=Figures)
+    disagreement: Figures = field(default_factory=Figures)
+    seconds: Figures = field(default_factory=Figures)
+    parameters: int | None = None
+    macs: int | None = None
+
+    @property
+    def own(self) -> Figures:
+        """The figures of the last output."""
+        return list(self.outputs.values())[-1] if self.outputs else Figures()
+
+
+@dataclass
+class Summary:
+    """All rows of one test, from the run folders alone.
+
+    Attributes:
+        ablation: The ablation.
+        test: The test's name.
+        rows: The rows.
+        protocols: How the figures were measured; more than one where runs differ.
+    """
+
+    ablation: Ablation
+    test: str
+    rows: list[Row]
+    protocols: list[str]
+
+    @property
+    def baseline(self) -> Row | None:
+        """The row that the others are compared with."""
+        return next((row for row in self.rows if row.name == self.ablation.baseline), None)
+
+    @property
+    def caption(self) -> str:
+        """Protocol, what is missing, and the configurations' digest."""
+        seeds = len(self.ablation.seeds)
+        missing = {row.name: seeds - len(row.own.values) for row in self.rows if len(row.own.values) < seeds}
+        sentences = [
+            f"mIoU in per cent, mean and standard deviation over {seeds} seed{'s' * (seeds > 1)}",
+            *(self.protocols or ["no run has been tested yet"]),
+            f"tested: {self.ablation.checkpoint}",
+        ]
+        if missing:
+            sentences.append(f"missing: {', '.join(f'{count} of {name}' for name, count in missing.items())}")
+        if len(self.protocols) > 1:
+            sentences.append("THE PROTOCOLS DIFFER: the rows cannot be compared")
+        return "; ".join([*sentences, f"configurations {self.ablation.digest}"]) + "."
+
+
+def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summary:
+    """Read what the run folders hold.
+
+    Args:
+        ablation: The ablation.
+        runs: The folder of all runs.
+        test: The test to read; None takes the first.
+    """
+    test = test or next(iter(ablation.tests))
+    rows = {name: Row(name, options) for name, options in ablation.rows.items()}
+    protocols: dict[str, None] = {}
+    for cell in ablation.all_cells(runs):
+        row, folder = rows[cell.name], tests(ablation, cell)[test]
+        if cost := _json(cell.folder / "cost.json"):
+            row.parameters, row.macs = cost["parameters"], cost["macs"]
+            if "seconds" in cost:
+                row.seconds.values[cell.seed] = cost["seconds"]
+        if (record := _json(folder / "metrics.json")) is None:
+            continue
+        protocols[describe(record["protocol"])] = None
+        for name, output in record["outputs"].items():
+            row.outputs.setdefault(name, Figures()).values[cell.seed] = output["miou"]
+        if len(record["outputs"]) > 1:
+            *branches, ensemble = (output["miou"] for output in record["outputs"].values())
+            row.gain.values[cell.seed] = ensemble - max(branches)
+        if branches := _json(folder / "branches.json"):
+            row.disagreement.values[cell.seed] = branches["all"]["disagree"]
+    return Summary(ablation, test, list(rows.values()), list(protocols))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None

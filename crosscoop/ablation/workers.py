@@ -1,0 +1,203 @@
+"""The workers: they take cells until none is left, and show how far they are."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from crosscoop.ablation.cell import TAKEN, state, tests
+from crosscoop.ablation.grid import Ablation, Cell
+from crosscoop.results import percent
+
+STYLES = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
+SIGNALLED = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, 130, 143, 128 + signal.SIGUSR1}
+"""Exit codes of a training that was asked to stop, and kept its state."""
+
+
+class Workers:
+    """Processes that each run one cell at a time; several machines may work on one folder.
+
+    They share the processor's cores, and each takes the next of the GPUs.
+
+    Args:
+        ablation: The ablation.
+        cells: The cells to run.
+        runs: The folder of all runs.
+        count: How many run at once.
+    """
+
+    def __init__(self, ablation: Ablation, cells: Sequence[Cell], runs: Path, count: int) -> None:
+        self.ablation, self.cells, self.runs, self.count = ablation, cells, runs, count
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.slots: dict[str, int] = {}
+        self.seconds: list[float] = []
+        self.started: dict[str, float] = {}
+        self.states = {cell.label: state(ablation, cell) for cell in cells}
+        self.console = Console()
+
+    def run(self) -> dict[str, str]:
+        """Work until no cell is left to take; a cell that fails does not stop the others.
+
+        Returns:
+            The state of each cell.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the running trainings have saved their state.
+        """
+        asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+        for number in asked:
+            signal.signal(number, _interrupt)
+        try:
+            with Live(console=self.console, get_renderable=self._view, refresh_per_second=1) as live:
+                live.auto_refresh = self.console.is_terminal
+                while self._step():
+                    time.sleep(0.2)
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        finally:
+            for number in asked:
+                signal.signal(number, signal.SIG_DFL)
+        return self.states
+
+    def _step(self) -> bool:
+        """Collect what has ended, start what has room; whether there is anything to wait for."""
+        for cell in self.cells:
+            process = self.running.get(cell.label)
+            if process is not None and process.poll() is not None:
+                self._ended(cell, process.returncode)
+        for cell in self.cells:
+            if len(self.running) >= self.count:
+                break
+            if self.states[cell.label] in ("waiting", "interrupted") and cell.label not in self.running:
+                self._start(cell)
+        return bool(self.running)
+
+    def _start(self, cell: Cell) -> None:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / "failed.txt").unlink(missing_ok=True)
+        self.slots[cell.label] = min(set(range(self.count)) - {self.slots[label] for label in self.running})
+        command = [sys.executable, "-m", "crosscoop.ablation.cell", str(self.runs), cell.label]
+        with (cell.folder / "log.txt").open("ab") as log:
+            self.running[cell.label] = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment(self.slots[cell.label], self.count),
+                start_new_session=True,  # the terminal's Ctrl-C reaches it once, through us
+            )
+        self.started[cell.label] = time.monotonic()
+        self._tell(cell, "running")
+
+    def _ended(self, cell: Cell, code: int) -> None:
+        del self.running[cell.label]
+        if code == 0:
+            self.seconds.append(time.monotonic() - self.started[cell.label])
+            self._tell(cell, "done")
+        elif code == TAKEN:
+            self._tell(cell, "running elsewhere")
+        elif code in SIGNALLED:
+            self._tell(cell, "stopped")
+        else:
+            lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no word of it"]
+            reason = lines[-1] if code > 0 else f"killed by signal {-code} (out of memory?)"
+            (cell.folder / "failed.txt").write_text(f"exit code {code}: {reason}\n")
+            self._tell(cell, "failed")
+
+    def _tell(self, cell: Cell, news: str) -> None:
+        self.states[cell.label] = news
+        if not self.console.is_terminal:
+            counts = Counter(self.states.values())
+            print(f"{cell.label}: {news} ({counts['done']} of {len(self.cells)} done)", flush=True)
+
+    def _stop(self) -> None:
+        for process in self.running.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+        for process in self.running.values():
+            process.wait()
+
+    def _view(self) -> Group:
+        """Rows by seeds, and below what is done and how long the rest will take."""
+        table = Table("row", title=self.ablation.title)
+        for seed in self.ablation.seeds:
+            table.add_column(f"seed {seed}", justify="right")
+        for name in self.ablation.rows:
+            shown = {cell.seed: self._word(cell) for cell in self.cells if cell.name == name}
+            if shown:
+                table.add_row(name, *(shown.get(seed, Text("")) for seed in self.ablation.seeds))
+        counts = Counter(self.states.values())
+        left = counts["running"] / 2 + counts["waiting"] + counts["interrupted"]
+        words = [f"{count} {word}" for word, count in counts.items()]
+        if self.seconds and left:
+            mean = sum(self.seconds) / len(self.seconds)
+            words.append(f"about {duration(mean * left / self.count)} left")
+        return Group(table, Text(", ".join(words)))
+
+    def _word(self, cell: Cell) -> Text:
+        word = self.states[cell.label]
+        if word == "done":
+            figures = next(iter(tests(self.ablation, cell).values())) / "metrics.json"
+            return Text(percent(_miou(figures)), style=STYLES["done"])
+        if word == "running":
+            return Text(_epoch(cell), style=STYLES["running"])
+        return Text(word, style=STYLES.get(word, ""))
+
+
+def environment(slot: int, count: int) -> dict[str, str]:
+    """The environment of one of several workers: its share of the cores, its GPU (not measured on GPUs).
+
+    Args:
+        slot: The worker's number.
+        count: How many there are.
+    """
+    if count == 1:
+        return dict(os.environ)
+    variables = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)), **os.environ}
+    import torch
+
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = gpus if gpus != [""] else [str(i) for i in range(torch.cuda.device_count())]
+    return {**variables, "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else variables
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _epoch(cell: Cell) -> str:
+    """How far a training is: the last row of its history."""
+    with suppress(OSError, KeyError, ValueError, IndexError), (cell.folder / "history.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+        total = (cell.config.get("trainer") or {}).get("max_epochs", "?")
+        return f"epoch {int(last['epoch']) + 1} of {total}"
+    return "running"
+
+
+def _miou(path: Path) -> float | None:
+    with suppress(OSError, ValueError):
+        miou: float | None = json.loads(path.read_text())["miou"]
+        return miou
+    return None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

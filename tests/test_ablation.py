@@ -1,0 +1,365 @@
+"""Ablations: the grid, its cells as real processes, and the tables."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from scipy import stats
+from tiny import crosscoop
+
+from crosscoop.ablation.cell import TAKEN, state
+from crosscoop.ablation.cost import measure
+from crosscoop.ablation.grid import Ablation, read_ablation, slug
+from crosscoop.ablation.summary import Figures, summarise
+from crosscoop.ablation.tables import write_tables
+from crosscoop.ablation.workers import duration, environment
+from crosscoop.data import Streets
+from crosscoop.errors import CrosscoopError
+from crosscoop.network import create_network
+
+BASE = {
+    "network": {"branches": ["test_resnet", "test_byobnet"], "channels": 16, "separable": True},
+    "data": {
+        "dataset": {
+            "class_path": "Streets",
+            "init_args": {"num_train": 4, "num_val": 3, "num_test": 3, "height": 32, "width": 64},
+        },
+        "batch_size": 2,
+        "crop_size": 32,
+        "num_workers": 0,
+    },
+    "trainer": {"accelerator": "cpu", "max_epochs": 2, "num_sanity_val_steps": 0},
+}
+GRID = {
+    "base": "base.yaml",
+    "title": "Tiny",
+    "seeds": [0, 1],
+    "baseline": "Ensemble",
+    "cells": {
+        "ResNet": {"network.branches": ["test_resnet"], "network.strategy": "none"},
+        "Ensemble": {"network.strategy": "none"},
+    },
+    "grid": {"network.strategy": ["cross", "cross_c1_c2"], "network.fusion": ["add"]},
+    "tests": {"own size": {}, "half size": {"inference.scales": [0.5]}},
+}
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Writes a grid beside its base."""
+
+    def write(**changes):
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+        path = tmp_path / "grid.yaml"
+        path.write_text(yaml.safe_dump({**GRID, **changes}, sort_keys=False))
+        return path
+
+    return write
+
+
+def record(folder: Path, outputs: dict[str, float], protocol: str = "whole images") -> None:
+    """The figures of a test, as `crosscoop test` leaves them."""
+    folder.mkdir(parents=True)
+    how = {"dataset": "Streets", "split": "test", "num_images": 3, "official_num_images": None}
+    content = {
+        "stage": "test",
+        "miou": list(outputs.values())[-1],
+        "protocol": {**how, "evaluation": protocol, "inference": "single scale"},
+        "outputs": {name: {"miou": miou} for name, miou in outputs.items()},
+    }
+    (folder / "metrics.json").write_text(json.dumps(content))
+
+
+# -- the grid
+
+
+def test_rows_are_cells_and_combinations(grid):
+    ablation = read_ablation(grid())
+    assert list(ablation.rows) == ["ResNet", "Ensemble", "cross, add", "cross_c1_c2, add"]
+    cells = ablation.all_cells(Path("runs"))
+    assert [cell.label for cell in cells[:5]] == [
+        "resnet/seed0",
+        "ensemble/seed0",
+        "cross_add/seed0",
+        "cross_c1_c2_add/seed0",
+        "resnet/seed1",
+    ]
+    config = cells[3].config
+    assert config["network"] == {**BASE["network"], "strategy": "cross_c1_c2", "fusion": "add"}
+    assert config["seed_everything"] == 0 and config["data"] == BASE["data"]
+    assert ablation.base == BASE  # the rows left it as it is
+
+
+def test_options_reach_into_groups_that_the_base_has_not(grid):
+    ablation = read_ablation(grid(cells={"fast": {"model.optimizer.init_args.lr": 0.1}}, grid={}, baseline=None))
+    assert ablation.config("fast", 3)["model"] == {"optimizer": {"init_args": {"lr": 0.1}}}
+
+
+def test_ablation_keeps_its_base_when_the_file_goes(grid, tmp_path):
+    ablation = read_ablation(grid())
+    (tmp_path / "kept.yaml").write_text(ablation.dump())
+    (tmp_path / "base.yaml").unlink()
+    assert read_ablation(tmp_path / "kept.yaml") == ablation
+
+
+def test_base_brings_its_parts(grid, tmp_path):
+    path = grid()
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/data.yaml").write_text(yaml.safe_dump(BASE["data"]))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "data": "parts/data.yaml"}))
+    assert read_ablation(path).base == BASE
+
+
+def test_digest_stands_for_the_configurations(grid):
+    digests = [
+        read_ablation(grid(**changes)).digest
+        for changes in ({}, {"title": "Other"}, {"tests": {"own size": {}}}, {"checkpoint": "last.ckpt"})
+    ]
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": None}, "got no base"),
+        ({"base": "nowhere.yaml"}, r"nowhere.yaml: cannot be read"),
+        ({"cell": {}}, "got cell, expected base, title"),
+        ({"cells": {}, "grid": {}}, "got no cell"),
+        ({"cells": ["cross"]}, r"cells is \['cross'\], expected a dict"),
+        ({"cells": {"cross": "cross"}}, "cells.cross is no mapping"),
+        ({"grid": {"network.strategy": "cross"}}, "grid.network.strategy is 'cross', expected a list"),
+        ({"seeds": 3}, "seeds is 3, expected a list"),
+        ({"seeds": ["a"]}, "seeds holds 'a', expected whole numbers"),
+        ({"seeds": [1, 1]}, "expected each once"),
+        ({"seeds": []}, "got no cell"),
+        ({"baseline": "none"}, "got baseline 'none', expected one of ResNet, Ensemble"),
+        ({"layout": "wide"}, "got layout 'wide', expected one of summary"),
+        ({"cells": {"a b": {}, "a-b": {}}, "baseline": None}, "a b and a-b would share one folder"),
+    ],
+)
+def test_wrong_grid_is_told(grid, changes, message):
+    path = grid(**changes)
+    with pytest.raises(CrosscoopError, match=message):
+        read_ablation(path)
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table5", "camvid"])
+def test_shipped_grids_build_every_network(name):
+    ablation = read_ablation(Path(__file__).parents[1] / f"configs/ablation/{name}.yaml")
+    for cell in {cell.name: cell for cell in ablation.all_cells(Path("runs"))}.values():
+        network = {**cell.config["network"], "pretrained": False, "num_classes": 3}
+        if "timm_resnet50v2_gluon" in str(network["branches"]):  # the user's own module is not here
+            network = json.loads(
+                json.dumps(network).replace("timm_resnet50v2_gluon:resnet50v2_gluon_c4", "test_resnet")
+            )
+        with torch.device("meta"):
+            create_network(**network)
+
+
+def test_cost_is_the_networks(grid, tmp_path):
+    cell = read_ablation(grid()).all_cells(tmp_path)[1]
+    network = create_network(**{**cell.config["network"], "num_classes": 5})
+    cost = measure(cell)
+    assert cost.crop_size == 32 and cost.macs > 1e6
+    network = create_network(**{**cell.config["network"], "num_classes": Streets().num_classes})
+    assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+# -- cells as processes
+
+
+def test_ablation_runs_goes_on_and_writes_its_tables(grid, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    path = grid(seeds=[0], grid={}, cells={**GRID["cells"], "Broken": {"network.strategy": "nine"}})
+    with pytest.raises(SystemExit) as caught:
+        crosscoop("ablate", "--runs", runs, "--grid", path, "--workers 2")
+    assert caught.value.code == 2
+    errors = capsys.readouterr()
+    assert "1 of 3 cells failed" in errors.err and "got 'nine', expected one of none" in errors.err
+    assert "missing: 1 of Broken" in (runs / "table.md").read_text()
+    rows = list(csv.DictReader((runs / "table.csv").open()))
+    assert [(row["row"], row["output"]) for row in rows] == [
+        ("ResNet", "network"),
+        *(("Ensemble", output) for output in ("top", "bottom", "ensemble")),
+    ]
+    for row in rows:
+        figures = json.loads((runs / slug(row["row"]) / "seed0/own_size/metrics.json").read_text())
+        assert float(row["miou"]) == figures["outputs"][row["output"]]["miou"]
+        assert float(row["seconds"]) > 0
+    assert (runs / "table_half_size.md").is_file() and (runs / "table.png").stat().st_size > 5000
+
+    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.json")}
+    yaml_text = (runs / "ablation.yaml").read_text().replace("nine", "cross")
+    (runs / "ablation.yaml").write_text(yaml_text)  # mended
+    shutil.rmtree(runs / "broken")
+    crosscoop("ablate", "--runs", runs)
+    assert "missing" not in (runs / "table.md").read_text()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished cells were not run again
+
+
+def test_killed_cell_resumes_to_the_same_weights(grid, tmp_path):
+    path = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests={})
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "trainer": {**BASE["trainer"], "max_epochs": 4}}))
+    crosscoop("ablate", "--grid", path, "--runs", tmp_path / "whole")
+    command = [sys.executable, "-m", "crosscoop", "ablate", "--grid", str(path), "--runs", str(tmp_path / "cut")]
+    scheduler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder, pid = tmp_path / "cut/ensemble/seed0", 0
+    deadline = time.monotonic() + 120
+    while not (folder / "last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        if f"crosscoop.ablation.cell\0{tmp_path / 'cut'}" in process.read_text(errors="ignore"):
+            pid = int(process.parent.name)
+    scheduler.kill()
+    os.kill(pid, signal.SIGKILL)
+    scheduler.wait()
+    ablation = read_ablation(tmp_path / "cut/ablation.yaml")
+    (cell,) = ablation.all_cells(tmp_path / "cut")
+    while state(ablation, cell) == "running" and time.monotonic() < deadline:  # until the killed process is gone
+        time.sleep(0.01)
+    assert state(ablation, cell) == "interrupted"
+    crosscoop("ablate", "--runs", tmp_path / "cut")
+    whole, cut = [
+        torch.load(tmp_path / name / "ensemble/seed0/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "cut")
+    ]
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):
+    runs, path = tmp_path / "runs", grid(seeds=[0], grid={}, cells={"Ensemble": {}})
+    ablation = read_ablation(path)
+    (cell,) = ablation.all_cells(runs)
+    cell.folder.mkdir(parents=True)
+    with FileLock(cell.folder / ".lock"):  # another worker's
+        assert state(ablation, cell) == "running"
+        crosscoop("ablate", "--runs", runs, "--grid", path)
+        assert "Still running elsewhere: ensemble/seed0" in capsys.readouterr().out
+        command = [sys.executable, "-m", "crosscoop.ablation.cell", str(runs), cell.label]
+        assert subprocess.run(command, check=False).returncode == TAKEN
+    assert sorted(file.name for file in cell.folder.iterdir()) == [".lock"]
+    assert state(ablation, cell) == "waiting"
+
+
+def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path):
+    runs, ablation = tmp_path / "runs", read_ablation(grid())
+    cell = ablation.all_cells(runs)[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "given.yaml").write_text(yaml.safe_dump({**cell.config, "seed_everything": 9}))
+    with pytest.raises(SystemExit):
+        crosscoop("ablate", "--runs", runs, "--grid", tmp_path / "grid.yaml")
+
+
+def test_dry_run_lists_and_writes_nothing(grid, tmp_path, capsys):
+    crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", grid(), "--dry-run")
+    printed = capsys.readouterr().out
+    assert all(label in printed for label in ("resnet/seed0", "cross_c1_c2_add/seed1", "waiting", "32 x 32 crop"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sweep_hands_out_the_cells(grid, tmp_path):
+    crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", grid(), "--sweep", tmp_path / "sweep.yaml")
+    sweep = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    assert sweep["method"] == "grid" and len(sweep["parameters"]["cell"]["values"]) == 8
+    command = [word for word in sweep["command"] if not word.startswith("${")]
+    assert command == ["crosscoop", "ablate", "--runs", str(tmp_path / "runs")]
+    assert (tmp_path / "runs/ablation.yaml").is_file()
+
+
+@pytest.mark.parametrize("options", ["--cell nowhere/seed0", "--cell 99", "--workers 0", "--grid nowhere.yaml", ""])
+def test_wrong_option_ends_with_a_message(grid, tmp_path, options, capsys):
+    given = [] if "--grid" in options or not options else ["--grid", grid()]
+    with pytest.raises(SystemExit) as caught:
+        crosscoop("ablate", "--runs", tmp_path / "runs", *given, options)
+    assert caught.value.code == 2 and "expected" in capsys.readouterr().err
+
+
+def test_workers_share_cores_and_gpus(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert environment(1, 2)["OMP_NUM_THREADS"] == "4" and "OMP_NUM_THREADS" not in environment(0, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["5", "7", "5"]
+
+
+def test_durations_read_well():
+    assert [duration(seconds) for seconds in (40, 720, 11100)] == ["40 s", "12 min", "3 h 05 min"]
+
+
+# -- the tables
+
+
+def finished(tmp_path: Path, **changes) -> tuple[Ablation, Path]:
+    """An ablation with figures of three seeds, one of them missing."""
+    cells = {"A": {"network.strategy": "none"}, "B & co": {"network.strategy": "cross_c1"}, "C": {}}
+    ablation = Ablation(
+        **{**GRID, "base": BASE, "seeds": (0, 1, 2), "cells": cells, "grid": {}, "baseline": "A", **changes}
+    )
+    for seed, (a, b) in enumerate(((0.50, 0.53), (0.51, 0.55), (0.52, 0.54))):
+        record(tmp_path / f"a/seed{seed}/own_size", {"top": a - 0.02, "bottom": a - 0.01, "ensemble": a})
+        record(tmp_path / f"b_co/seed{seed}/own_size", {"top": b, "bottom": b - 0.01, "ensemble": b})
+    record(tmp_path / "c/seed0/own_size", {"network": 0.4})
+    (tmp_path / "a/seed0/own_size/branches.json").write_text('{"all": {"disagree": 0.1}}')
+    (tmp_path / "a/seed0/cost.json").write_text('{"parameters": 1500000, "macs": 2000000000, "seconds": 90}')
+    return ablation, tmp_path
+
+
+def test_summary_is_the_statistics_of_the_runs(tmp_path):
+    summary = summarise(*finished(tmp_path))
+    a, b, c = summary.rows
+    assert a.own.mean == pytest.approx(0.51) and a.own.deviation == pytest.approx(0.01)
+    assert b.own.minus(a.own).mean == pytest.approx(0.03)
+    expected = stats.ttest_1samp([0.03, 0.04, 0.02], 0).pvalue  # the paired test by its definition
+    assert b.own.p_value(a.own) == pytest.approx(expected)
+    assert a.gain.mean == pytest.approx(0.01) and b.gain.mean == pytest.approx(0)
+    assert a.disagreement.values == {0: 0.1} and (a.parameters, a.macs) == (1_500_000, 2_000_000_000)
+    assert c.own.values == {0: 0.4} and c.own.deviation is None and c.own.p_value(a.own) is None
+    assert "missing: 2 of C" in summary.caption and summary.ablation.digest in summary.caption
+
+
+def test_spread_needs_two_seeds():
+    assert Figures({0: 0.5}).deviation is None and Figures().mean is None
+    assert Figures({0: 0.5, 1: 0.6}).p_value(Figures({0: 0.4, 1: 0.5})) is None  # no spread of the difference
+
+
+def test_differing_protocols_are_cried_out(tmp_path):
+    ablation, runs = finished(tmp_path)
+    record(runs / "c/seed1/own_size", {"network": 0.4}, "centre crop 513")
+    assert "THE PROTOCOLS DIFFER" in summarise(ablation, runs).caption
+
+
+def test_markdown_and_latex(tmp_path):
+    files = write_tables(summarise(*finished(tmp_path)), tmp_path)
+    assert [file.name for file in files] == ["table.md", "table.csv", "table.tex", "table.png"]
+    markdown, latex = files[0].read_text(), files[2].read_text()
+    assert "| B & co | 54.00 ± 1.00 | 53.00 ± 1.00 | 54.00 ± 1.00 | - | +3.00 ± 1.00 | 0.035 |" in markdown
+    assert "1.50 M | 2.00 G | 1.5 min |" in markdown
+    assert r"B \& co & 54.00 $\pm$ 1.00" in latex and r"\toprule" in latex and r"\caption{Tiny." in latex
+    lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert len({line.replace(r"\&", "").count("&") for line in lines}) == 1  # a tabular of one width
+
+
+def test_layouts_of_the_paper(tmp_path):
+    ablation, runs = finished(tmp_path, layout="outputs")
+    text = write_tables(summarise(ablation, runs), runs)[0].read_text()
+    assert "| A | top | 49.00 ± 1.00 |" in text and "|  | ensemble | 51.00 ± 1.00 |" in text
+    ablation, runs = finished(tmp_path / "again", layout="connections")
+    text = write_tables(summarise(ablation, runs), runs)[0].read_text()
+    assert "| B & co | x |  | 54.00 ± 1.00 | +3.00 ± 1.00 |" in text  # cross_c1
+    assert "| C | x | x | 40.00 |" in text  # cross_c1_c2, the default
+
+
+def test_tables_of_nothing_say_so(tmp_path):
+    ablation = Ablation(**{**GRID, "base": BASE, "seeds": (0,)})
+    text = write_tables(summarise(ablation, tmp_path), tmp_path)[0].read_text()
+    assert "no run has been tested yet" in text and "1 of ResNet" in text
