@@ -171,6 +171,38 @@ def test_augmentation_depends_on_all_of_its_seed_and_on_nothing_else():
     assert len({draw.tobytes() for draw in draws.values()}) == 4
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(48, 64), (40, 200)])
+def test_the_crop_is_cut_out_of_the_whole_scaled_sample(factor, shape):
+    random, size = np.random.default_rng(0), 16
+    pixels = random.integers(256, size=(*shape, 3), dtype=np.uint8)
+    labels = random.integers(5, size=shape, dtype=np.uint8)
+    whole, whole_mask = resized(pixels, labels, [round(side * factor) for side in shape])
+    places = set()
+    for seed in range(10):
+        image, mask = Augmentation(size, (factor, factor), False, False)(pixels, labels, (seed,))
+        windows = np.lib.stride_tricks.sliding_window_view(whole_mask, (size, size))
+        ((top, left),) = np.argwhere((windows == mask).all((2, 3)))
+        expected = whole[top : top + size, left : left + size]
+        np.testing.assert_array_equal(image[2:-2, 2:-2], expected[2:-2, 2:-2])  # its rim has no neighbours
+        places.add((top, left))
+    assert len(places) > 5
+
+
+def test_scales_are_drawn_from_all_of_their_range_and_places_from_all_of_the_sample():
+    sides, corners = [], []
+    rows, columns = np.mgrid[:200, :255].astype(np.uint8)
+    image = np.stack([rows, columns, columns], -1)
+    for seed in range(300):
+        crop, _ = Augmentation(20, (0.5, 2.0), False, False)(image, rows, (seed,))
+        top, left, bottom = (int(value) for value in (crop[0, 0, 0], crop[0, 0, 1], crop[-1, 0, 0]))
+        sides.append(20 / (bottom - top + 1))
+        corners.append((top / (200 - (bottom - top)), left / (255 - (bottom - top))))
+    assert 0.45 < min(sides) < 0.6 and 1.8 < max(sides) < 2.3 and 1.1 < np.mean(sides) < 1.4
+    for corner in zip(*corners, strict=True):
+        assert min(corner) < 0.05 and max(corner) > 0.95 and 0.45 < np.mean(corner) < 0.55
+
+
 # -- centre crops
 
 

@@ -1,17 +1,19 @@
-"""Augmentation. The only module that knows albumentations, which is no longer maintained."""
+"""Augmentation: what is random is drawn first, then only the part of a sample that is needed is read and resized."""
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from crosscoop.data.dataset import VOID, Array
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
-
 
 class Augmentation:
     """Random scale, crop, flip and colour; masks are padded with void and resized to the nearest label.
+
+    The crop is a window of the sample, its place and side whole pixels there: a side of 684 is scaled by 0.75 to 513.
+    Against resizing the whole sample and cutting from it this moves the crop by less than a pixel.
 
     Args:
         crop_size: Side of the square crop, in pixels.
@@ -21,40 +23,55 @@ class Augmentation:
     """
 
     def __init__(self, crop_size: int, scale: Sequence[float], flip: bool, photometric: bool) -> None:
-        import albumentations as A  # noqa: N812  (slow to import: the command line's help needs none)
-        import cv2
-
-        low, high = scale
-        steps = [
-            A.RandomScale(
-                (low - 1, high - 1),
-                interpolation=cv2.INTER_LINEAR,
-                mask_interpolation=cv2.INTER_NEAREST_EXACT,
-                p=1,
-            ),
-            A.PadIfNeeded(crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=VOID, p=1),
-            A.RandomCrop(crop_size, crop_size, p=1),
-        ]
-        if flip:
-            steps.append(A.HorizontalFlip(p=0.5))
-        if photometric:
-            steps.append(A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8))
-        self.compose = A.Compose(steps)
+        self.crop_size, self.scale, self.flip = crop_size, scale, flip
+        self.jitter = color_jitter() if photometric else None
 
     def __call__(self, image: Array, mask: Array, seed: Sequence[int]) -> tuple[Array, Array]:
         """Augment one sample.
 
         Args:
-            image: `(H, W, 3)`.
+            image: `(H, W, 3)`; may lie on disk.
             mask: `(H, W)`.
             seed: Whole numbers that determine the draw, and nothing else does: not the worker, not the rank.
 
         Returns:
             Image and mask of the crop's size.
         """
-        self.compose.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        augmented = self.compose(image=image, mask=mask)
-        return augmented["image"], augmented["mask"]
+        import cv2  # slow to import: the command line's help needs none
+
+        random, size = np.random.default_rng(seed), self.crop_size
+        side = max(round(size / random.uniform(self.scale[0], self.scale[1])), 1)
+        spans = [_window(length, side, size, random) for length in mask.shape]
+        source, target = (tuple(slices) for slices in zip(*spans, strict=True))
+        crop, labels = np.zeros((size, size, 3), np.uint8), np.full((size, size), VOID, np.uint8)
+        for whole, part, interpolation in (
+            (image, crop[target], cv2.INTER_LINEAR),
+            (mask, labels[target], cv2.INTER_NEAREST_EXACT),
+        ):
+            part[...] = cv2.resize(whole[source], part.shape[1::-1], interpolation=interpolation)
+        if self.flip and random.random() < 0.5:
+            crop, labels = crop[:, ::-1], labels[:, ::-1]
+        if self.jitter is not None:
+            self.jitter.set_random_seed(int(random.integers(2**32)))
+            crop = self.jitter(image=np.ascontiguousarray(crop))["image"]
+        return crop, labels
+
+
+def _window(length: int, side: int, size: int, random: np.random.Generator) -> tuple[slice, slice]:
+    """Where a window of `side` pixels lies in `length`, and where in the crop it goes: in the middle, if it is less."""
+    inside = min(side, length)
+    start = int(random.integers(length - inside + 1))
+    scaled = max(round(inside * size / side), 1)
+    margin = (size - scaled) // 2
+    return slice(start, start + inside), slice(margin, margin + scaled)
+
+
+def color_jitter() -> Any:
+    """Colour jitter by albumentations, the only thing that it does here: it is no longer maintained."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
+    import albumentations as A  # noqa: N812  (slow to import)
+
+    return A.Compose([A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)])
 
 
 def resized(image: Array, mask: Array | None, size: Sequence[int]) -> tuple[Array, Array | None]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from crosscoop.data.check import check_headers
 from crosscoop.data.dataset import Sample, SegmentationDataset
 from crosscoop.data.files import MissingFilesError
 from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
+from crosscoop.data.prepared import prepared_samples
 from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
 from crosscoop.data.streets import Streets
 from crosscoop.errors import CrosscoopError
@@ -37,6 +39,8 @@ class SegmentationData(pl.LightningDataModule):
         skip_bad_samples: Put another training sample in the place of one whose files cannot be used, and list it in
             `skipped.csv`. Evaluation never skips.
         check: Look at the header of every file before training, see `check_headers`.
+        prepared: Folder that `crosscoop prepare_data` filled: decoded samples, of which a crop reads only its own part.
+            Splits that it does not hold are read as ever.
         seed: Seed of order and augmentation; taken from seed_everything on the command line.
     """
 
@@ -54,6 +58,7 @@ class SegmentationData(pl.LightningDataModule):
         center_crop: int | None = None,
         skip_bad_samples: bool = False,
         check: bool = True,
+        prepared: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,8 +77,8 @@ class SegmentationData(pl.LightningDataModule):
         self.dataset = dataset
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
-        self.resize, self.center_crop, self.seed = resize, center_crop, seed
         self.skip_bad_samples, self.check = skip_bad_samples, check
+        self.resize, self.center_crop, self.prepared, self.seed = resize, center_crop, prepared, seed
 
     def protocol(self, split: str, num_images: int) -> dict[str, Any]:
         """How figures are measured on so many images of a split; it stands beside every one of them."""
@@ -142,7 +147,7 @@ class SegmentationData(pl.LightningDataModule):
                 f"{official}: figures on it compare with nobody else's.",
                 stacklevel=2,
             )
-        return samples
+        return samples if self.prepared is None else prepared_samples(Path(self.prepared), split, samples)
 
     def _check(self) -> None:
         """Refuse faults that the files' headers show; those of training samples not where they are skipped anyway.

@@ -177,7 +177,7 @@ def check_pair(sample: Sample, image: Array, mask: Array | None, num_classes: in
 def to_item(image: Array, mask: Array, name: str) -> Item:
     """Tensors of their own memory from arrays."""
     return {
-        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-        "mask": torch.from_numpy(np.ascontiguousarray(mask)),
+        "image": torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")),
+        "mask": torch.from_numpy(np.array(mask, order="C")),
         "name": name,
     }

@@ -1,0 +1,180 @@
+"""A data set decoded once: arrays on disk, of which a training crop reads only its own rows."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+from rich.progress import track
+
+from crosscoop.data.dataset import Array, Sample
+from crosscoop.data.files import FileSample, replacing, shorten
+from crosscoop.errors import CrosscoopError
+
+if TYPE_CHECKING:
+    from crosscoop.data.datamodule import SegmentationData
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSample:
+    """A sample whose image and mask are already decoded; they stay on disk until someone reads their pixels.
+
+    Attributes:
+        source: The sample that was decoded.
+        folder: The folder of its split.
+    """
+
+    source: FileSample
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The sample's name."""
+        return self.source.name
+
+    @property
+    def image_path(self) -> Path:
+        """The image that was decoded."""
+        return self.source.image_path
+
+    @property
+    def mask_path(self) -> Path | None:
+        """The mask that was decoded."""
+        return self.source.mask_path
+
+    def file(self, kind: str) -> Path:
+        """Where the `image` or the `mask` is."""
+        return self.folder / f"{self.name}.{kind}.npy"
+
+    def image(self) -> Array:
+        """The image: `(H, W, 3)` uint8 RGB, read-only."""
+        return self._open("image")
+
+    def mask(self) -> Array | None:
+        """The mask: `(H, W)` uint8 class indices, read-only; None for unlabelled samples."""
+        return None if self.source.mask_path is None else self._open("mask")
+
+    def _open(self, kind: str) -> Array:
+        try:
+            array: Array = np.load(self.file(kind), mmap_mode="r")
+        except (OSError, EOFError, ValueError) as error:
+            raise CrosscoopError(
+                f"{self.file(kind)}: got {error}, expected a decoded {kind}; run `crosscoop prepare_data` again"
+            ) from error
+        return array
+
+
+def prepare_data(data: "SegmentationData", output: str, splits: str | None = None) -> None:
+    """Decode a data set once, for faster training.
+
+      crosscoop prepare_data --config configs/cityscapes/cross_c1_c2.yaml --output data/cityscapes_prepared
+      crosscoop fit --config configs/cityscapes/cross_c1_c2.yaml --data.prepared data/cityscapes_prepared
+
+    Writes every image and mask as an array of its pixels, 4 bytes for each: about 25 GB for the 2,975 training images
+    of Cityscapes, 8 GB for the 10,582 of VOC. The same command goes on where it was stopped, and renews what has
+    changed since.
+
+    Args:
+        data: The data set, usually from --config.
+        output: The folder to write to.
+        splits: Which splits, separated by commas; by default the one that is trained on.
+
+    Raises:
+        CrosscoopError: The data set is not one of files, one of its files is damaged, or the folder cannot be written.
+    """
+    data.prepare_data()
+    for split in (splits or data.dataset.train_split).split(","):
+        samples, folder = files_of(data.dataset.samples(split)), Path(output) / split
+        known = read_index(folder)
+        todo = [PreparedSample(sample, folder) for sample in samples if known.get(sample.name) != fingerprint(sample)]
+        try:
+            with write_index(folder, known), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                for sample in track(pool.map(decode, todo), f"Decoding {split}", total=len(todo)):
+                    known[sample.name] = fingerprint(sample)
+        except OSError as error:
+            raise CrosscoopError(f"{folder}: cannot be written ({error}). Give another --output.") from error
+        print(f"{folder}: {len(samples)} samples, {len(todo)} of them new. Use them with --data.prepared {output}")
+
+
+def prepared_samples(folder: Path, split: str, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The decoded form of a split's samples, or the samples themselves where the folder holds no such split.
+
+    Args:
+        folder: The folder of all splits.
+        split: The split.
+        samples: Its samples.
+
+    Raises:
+        CrosscoopError: There is no such folder, or a sample is missing in it or has changed since.
+    """
+    if not folder.is_dir():
+        raise CrosscoopError(
+            f"data.prepared: got {folder}, which is no folder. Make it with `crosscoop prepare_data --output {folder}`."
+        )
+    known = read_index(folder / split)
+    if not known:
+        return samples
+    sources = files_of(samples)
+    if stale := [sample.name for sample in sources if known.get(sample.name) != fingerprint(sample)]:
+        raise CrosscoopError(
+            f"data.prepared: {len(stale)} of the {len(samples)} samples are not in {folder / split}, or have changed "
+            f"since ({shorten(stale)}). Run `crosscoop prepare_data --output {folder}` again, with the same data."
+        )
+    return [PreparedSample(sample, folder / split) for sample in sources]
+
+
+def decode(sample: PreparedSample) -> FileSample:
+    """Write a sample's arrays, each whole or not at all."""
+    for kind, array in (("image", sample.source.image()), ("mask", sample.source.mask())):
+        if array is not None:
+            with replacing(sample.file(kind)) as temporary:
+                np.save(temporary, array)
+    return sample.source
+
+
+def files_of(samples: Iterable[Sample]) -> list[FileSample]:
+    """The samples, all of which are files.
+
+    Raises:
+        CrosscoopError: One is not.
+    """
+    files = []
+    for sample in samples:
+        if not isinstance(sample, FileSample):
+            raise CrosscoopError(
+                f"{sample.name}: got a {type(sample).__name__}, expected files: nothing else can be prepared."
+            )
+        files.append(sample)
+    return files
+
+
+def fingerprint(sample: FileSample) -> list[int]:
+    """Size and time of the sample's files and how its mask is read: what must not change after it was decoded."""
+    paths = [path for path in (sample.image_path, sample.mask_path) if path is not None]
+    lookup = 0 if sample.lookup is None else crc32(sample.lookup.tobytes())
+    return [number for stat in map(Path.stat, paths) for number in (stat.st_size, stat.st_mtime_ns)] + [lookup]
+
+
+def read_index(folder: Path) -> dict[str, list[int]]:
+    """The fingerprints of the samples that are decoded there, by name."""
+    try:
+        known: dict[str, list[int]] = json.loads((folder / "index.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+@contextmanager
+def write_index(folder: Path, known: dict[str, list[int]]) -> Iterator[None]:
+    """Replace the index when the block ends, also by an interruption."""
+    try:
+        yield
+    finally:
+        with replacing(folder / "index.json") as temporary:
+            temporary.write_text(json.dumps(known))
