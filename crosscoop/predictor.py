@@ -1,7 +1,6 @@
 """A trained network in Python: `crosscoop.load`."""
 
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,8 +174,8 @@ def load(
     except RuntimeError as error:
         mismatch = shorten(str(error).partition("\n")[2], 300)
         raise CrosscoopError(
-            f"{checkpoint}: its weights do not fit the network that its configuration gives ({mismatch}). Keep the "
-            "code of its backbones and its fusion as it was in training."
+            f"{checkpoint}{written_by(about)}: its weights do not fit the network that its configuration gives "
+            f"({mismatch}). Keep the code of its backbones and its fusion as it was in training."
         ) from error
     palette = [(color[0], color[1], color[2]) for color in about["palette"]]
     size = None if own_size else about["config"]["data"]["resize"]
@@ -193,13 +192,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CrosscoopError(f"no checkpoint {path}. Give the file that `crosscoop fit` wrote, such as best.ckpt.")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        content["crosscoop"]["config"]["network"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        content["state_dict"].keys(), content["crosscoop"]["config"]["network"], content["crosscoop"]["class_names"]
+    except Exception as error:  # a file from anywhere: torch and pickle raise nearly all there is
         raise CrosscoopError(
             f"{path} is not a checkpoint that `crosscoop fit` wrote ({type(error).__name__}); expected its best.ckpt "
             "or last.ckpt."
         ) from error
     return content
+
+
+def written_by(about: Mapping[str, Any]) -> str:
+    """Which version wrote a checkpoint, in brackets, if it was another one.
+
+    Args:
+        about: What the checkpoint holds under `crosscoop`.
+    """
+    from crosscoop import __version__
+
+    written = about.get("version", "0.1.0")
+    return "" if written == __version__ else f" (by crosscoop {written}; this is {__version__})"
 
 
 def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:

@@ -5,6 +5,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -14,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from crosscoop.callbacks import OutputComparison, PredictionImages, PredictionWriter, RunFolder, SkippedSamples
+from crosscoop.compatibility import check_fits
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
@@ -60,11 +62,18 @@ class TrainingCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Look at the checkpoint before Lightning does, which would complain with a stack trace, or fetch a URL."""
+        super().parse_arguments(parser, args)
+        if checkpoint := self.config[self.config.subcommand].get("ckpt_path"):
+            read_checkpoint(checkpoint)
+
     def before_instantiate_classes(self) -> None:
         """Give every part its place in the run's folder."""
         config = self.config[self.subcommand]
         run = Path(config.run)
         given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))  # no places yet
+        self.given = given
         self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
         if self.subcommand == "fit":
             last = run / "last.ckpt"
@@ -89,6 +98,15 @@ class TrainingCLI(LightningCLI):
             config.trainer.sync_batchnorm = False
             plugins = config.trainer.plugins or []
             config.trainer.plugins = [*(plugins if isinstance(plugins, list) else [plugins]), TimmSyncBatchNorm()]
+
+    def instantiate_classes(self) -> None:
+        """Refuse a checkpoint that does not fit before Lightning loads it."""
+        super().instantiate_classes()
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if checkpoint:
+            names = self.datamodule.dataset.class_names
+            weights = {key: value for key, value in self.model.state_dict().items() if key.startswith("network.")}
+            check_fits(checkpoint, self.given, names, weights, self.subcommand == "fit")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -120,14 +138,6 @@ def main(arguments: Sequence[str]) -> None:
         if not isinstance(cause, ModuleNotFoundError):
             raise
         raise CrosscoopError(f"{cause}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
-    except RuntimeError as error:
-        complaint, _, mismatches = str(error).partition("\n")
-        if "loading state_dict" not in complaint:
-            raise
-        raise CrosscoopError(
-            f"The checkpoint does not fit the network:\n{mismatches.partition(chr(10))[0]}\nLeave the options of "
-            "network, and the classes of data.dataset, as they were in training."
-        ) from error
 
 
 def remembered(command: str, options: Sequence[str]) -> list[str]:
@@ -139,8 +149,6 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
     given |= dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)
     run, checkpoint = given.get("--run"), given.get("--ckpt_path")
     brought: list[str] = []
-    if checkpoint:
-        read_checkpoint(checkpoint)  # before Lightning does, whose complaint is a stack trace
     if command == "fit":
         if "--resume" in given and "--config" not in given and run and (Path(run) / "config.yaml").is_file():
             brought += ["--config", str(Path(run) / "config.yaml")]

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from tiny import NETWORK, QUIET, crosscoop
 
-from crosscoop.data import Folder
+from crosscoop.data import Folder, Streets
 from crosscoop.data.files import FileSample
 
 SIZE = (32, 48)
@@ -114,3 +114,15 @@ def break_sample(root: Path, split: str, index: int, name: str) -> Path:
 def copy_image(root: Path, source: tuple[str, int], target: tuple[str, int]) -> None:
     """The same image twice."""
     shutil.copy(image_of(root, *source), image_of(root, *target))
+
+
+class Small(Streets):
+    """Street scenes of two classes: by class path."""
+
+    class_names, palette = ("ground", "tree"), Streets.palette[:2]
+
+
+class Renamed(Streets):
+    """Street scenes with the classes in another order: by class path."""
+
+    class_names = (*Streets.class_names[1:], Streets.class_names[0])

@@ -247,7 +247,7 @@ def test_refuses_to_train_into_a_run_that_is_there(capsys, trained):
 
 
 @pytest.mark.parametrize(("command", "options", "part"), [
-    ("test", "--network.channels 32", "does not fit the network"),
+    ("test", "--network.channels 32", "do not fit the network"),
     ("predict", "--predictions.output nonsense", "top, bottom, ensemble"),
     ("fit", "--resume --trainer.max_epochs 3 --checkpoint.monitor val/nonsense", "val/nonsense"),
 ])  # fmt: skip

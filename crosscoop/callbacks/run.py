@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
+from crosscoop import __version__
 from crosscoop.pictures import save_confusion
 from crosscoop.results import confusion_record, describe, to_record, to_table, write_json
 from crosscoop.task import CooperativeSegmentation
@@ -104,6 +105,7 @@ class RunFolder(pl.Callback):
         """Put into the checkpoint what is needed to use it alone."""
         dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
         checkpoint["crosscoop"] = {
+            "version": __version__,
             "config": self.config,
             "class_names": list(dataset.class_names),
             "palette": [list(map(int, color)) for color in dataset.palette],

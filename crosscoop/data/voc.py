@@ -1,7 +1,9 @@
 """PASCAL VOC 2012, and its augmented training split."""
 
+import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from crosscoop.data.dataset import SegmentationDataset
@@ -169,13 +171,24 @@ def download_to(target: Path, download: Callable[[Path], Path]) -> None:
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary, safe_archives():
             download(Path(temporary)).rename(target)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, tarfile.TarError) as error:
         if not target.is_dir():  # else another process was faster
             raise CrosscoopError(
                 f"{target}: got a failed download ({error}), expected VOC or SBD; try again, or put it there"
             ) from error
+
+
+@contextmanager
+def safe_archives() -> Iterator[None]:
+    """Within the block, an archive whose files would leave their folder is refused (Python 3.14 does so anyway)."""
+    before = tarfile.TarFile.__dict__.get("extraction_filter")
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def _download_voc(folder: Path) -> Path:
