@@ -13,7 +13,7 @@ class BoundaryIoU(Metric):
     """Counts intersection and union per class of the pixels near the true and the predicted outlines.
 
     Args:
-        num_classes: The number of classes; true values from there on count nowhere.
+        num_classes: The number of classes; true values below 0 or from there on count nowhere.
         width: How near, as a share of the image's diagonal; the paper's 0.02.
     """
 
@@ -41,12 +41,12 @@ class BoundaryIoU(Metric):
 
     def _count(self, labels: Array, mask: Array) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         counts = np.zeros((2, self.num_classes), np.int64)
-        labelled = mask < self.num_classes
+        labelled = (mask >= 0) & (mask < self.num_classes)
         labels = np.where(labelled, labels, VOID)  # void has outlines too: the same ones for both
         distance = max(1, round(self.width * float(np.hypot(*mask.shape))))
         kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
         present = np.union1d(mask[labelled], labels[labelled])
-        for index in present[present < self.num_classes]:  # a file may predict no class
+        for index in present[(present >= 0) & (present < self.num_classes)]:  # a file may predict no class
             near = []
             for region in (mask == index, labels == index):
                 inner = cv2.erode(region.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)

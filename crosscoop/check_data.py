@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from crosscoop.data import VOID, Sample, SegmentationData, SegmentationDataset
 from crosscoop.data.check import Fault, files_of, overlap
 from crosscoop.data.files import MissingFilesError, SplitError, shorten
-from crosscoop.data.pipeline import check_pair
+from crosscoop.data.pipeline import check_pair, check_values
 from crosscoop.errors import CrosscoopError
 from crosscoop.results import percent, write_json
 
@@ -124,7 +124,9 @@ class Looks(Dataset[Look]):
             fault("no mask", f"{sample.name}: got no mask, expected one in the split to train on. Add it.")
         if image is not None:
             try:
-                check_pair(sample, image, mask, self.num_classes)
+                check_pair(sample, image, mask)
+                if mask is not None:
+                    check_values(sample, mask, self.num_classes)
             except Exception as error:
                 fault("image and mask do not fit", error)
                 return look

@@ -16,8 +16,8 @@ class ConfusionMatrix(Metric):
     x classes squared, about 6 GiB for one Cityscapes image, which `bincount` does not.
 
     Args:
-        num_classes: The number of classes; true values from there on (void) count nowhere. Predicted values from there
-            on, which a network never gives but a file may, count as wrong, in one last column.
+        num_classes: The number of classes; other true values (void) count nowhere. Other predicted values, which a
+            network never gives but a file may, count as wrong, in one last column.
     """
 
     full_state_update = False
@@ -87,12 +87,15 @@ class BranchComparison(Metric):
 
 def rows_of(mask: Tensor, num_classes: int) -> Tensor:
     """1 to `num_classes` for the classes, 0 and `num_classes + 1` for what is none (faster than picking pixels)."""
-    return mask.clamp(max=num_classes).int().clamp(min=-1) + 1
+    return mask.clamp(min=-1 if mask.dtype.is_signed else 0, max=num_classes).int() + 1  # clamped before it can wrap
 
 
 def count_pairs(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     """Pixels `(num_classes, num_classes + 1)` by true and predicted class, see `ConfusionMatrix`."""
-    pairs = rows_of(mask, num_classes) * (num_classes + 1) + labels.clamp(max=num_classes)
+    columns = labels.clamp(max=num_classes)
+    if columns.dtype.is_signed:
+        columns = columns.where(columns >= 0, num_classes)
+    pairs = rows_of(mask, num_classes) * (num_classes + 1) + columns
     counts = torch.bincount(pairs.flatten(), minlength=(num_classes + 2) * (num_classes + 1))
     return counts.view(num_classes + 2, num_classes + 1)[1:-1]
 

@@ -75,11 +75,55 @@ def test_counts_and_mean_equal_torchmetrics(present):
     assert figures.miou == pytest.approx(float(jaccard), abs=1e-6)
 
 
-@pytest.mark.parametrize("foreign", [6, 7, 254, 255, -1])
+FOREIGN = [
+    6,
+    7,
+    254,
+    255,
+    256,
+    261,
+    262,
+    2**31 - 1,
+    2**31,
+    2**32 + 1,
+    2**40,
+    2**63 - 1,
+    -1,
+    -2,
+    -250,
+    -(2**31),
+    -(2**63),
+]
+"""Values that are none of 6 classes: also those that would be one after an overflow, or as an index from the end."""
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
 def test_true_value_outside_the_classes_never_counts(foreign):
     labels, mask = draw(6, 6)
     expected = scores(labels, mask, 6)
     assert torch.equal(scores(labels, mask.where(mask != VOID, foreign), 6).counts, expected.counts)
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_foreign_values_never_count_as_a_class(foreign):
+    """In any figure: predicted ones are wrong, true ones void."""
+    labels, mask = draw(6, 6)
+    labels[0], labels[1, :3] = foreign, foreign
+    nothing = labels.where(labels != foreign, 6)
+    assert torch.equal(scores(labels, mask, 6).counts, scores(nothing, mask, 6).counts)
+    assert scores(labels, mask, 6).counts[:, 6].sum() == (mask[labels == foreign] != VOID).sum() > 0
+    void = mask.where(mask != VOID, foreign)
+    for metric in (BoundaryIoU(6), BranchComparison(6)):
+        results = []
+        for truth, predicted in ((void, labels), (mask, nothing)):
+            metric.reset()
+            metric.update(dict.fromkeys(("top", "bottom", "ensemble"), predicted)
+                          if isinstance(metric, BranchComparison) else predicted, truth)  # fmt: skip
+            computed = metric.compute()
+            results.append(
+                torch.cat([each.flatten() for each in ([computed] if isinstance(computed, Tensor) else computed)])
+            )
+        assert torch.equal(*results)
 
 
 def test_predicted_value_outside_the_classes_counts_as_wrong():

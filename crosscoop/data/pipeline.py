@@ -63,17 +63,13 @@ class TrainingSet(Dataset[Item]):
         index, epoch = draw
         skipped: list[tuple[str, str]] = []
         for candidate in self._candidates(index, epoch):
-            sample = self.samples[candidate]
             try:
-                image, mask = self._read(sample)
+                item = self._draw(self.samples[candidate], (self.seed, epoch, index))
+                return {**item, "skipped": skipped} if skipped else item
             except (OSError, ValueError) as error:  # ours is a ValueError
                 if not self.skip_bad:
                     raise
-                skipped.append((sample.name, str(error)))
-                continue
-            image, mask = self.augmentation(image, mask, (self.seed, epoch, index))
-            item = to_item(image, mask, sample.name)
-            return {**item, "skipped": skipped} if skipped else item
+                skipped.append((self.samples[candidate].name, str(error)))
         raise CrosscoopError(
             f"data.skip_bad_samples: all {len(skipped)} training samples are bad, expected one that is not. The first: "
             f"{skipped[0][1]}"
@@ -85,11 +81,13 @@ class TrainingSet(Dataset[Item]):
         others = np.random.default_rng((self.seed, epoch, index)).permutation(len(self.samples))
         yield from (int(other) for other in others if other != index)
 
-    def _read(self, sample: Sample) -> tuple[Array, Array]:
-        image, mask = read(sample, self.resize, self.num_classes)
+    def _draw(self, sample: Sample, seed: Sequence[int]) -> Item:
+        image, mask = read(sample, self.resize)
         if mask is None:
             raise CrosscoopError(f"{sample.name} has no mask, but is in the split to train on (data.dataset).")
-        return image, mask
+        image, mask = self.augmentation(image, mask, seed)
+        check_values(sample, mask, self.num_classes)
+        return to_item(image, mask, sample.name)
 
 
 class EvaluationSet(Dataset[Item]):
@@ -118,35 +116,36 @@ class EvaluationSet(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """A sample."""
         sample = self.samples[index]
-        image, mask = read(sample, self.resize, self.num_classes)
+        image, mask = read(sample, self.resize)
         if self.center_crop:
             image, mask = center_cropped(image, mask, self.center_crop)
-        return to_item(image, np.full(image.shape[:2], VOID, np.uint8) if mask is None else mask, sample.name)
+        if mask is None:
+            mask = np.full(image.shape[:2], VOID, np.uint8)
+        check_values(sample, mask, self.num_classes)
+        return to_item(image, mask, sample.name)
 
 
-def read(sample: Sample, resize: Sequence[int] | None, num_classes: int = VOID) -> tuple[Array, Array | None]:
+def read(sample: Sample, resize: Sequence[int] | None) -> tuple[Array, Array | None]:
     """Image and mask of a sample, of one size.
 
     Raises:
-        CrosscoopError: They cannot be read, or do not fit together or the classes.
+        CrosscoopError: They cannot be read, or do not fit together.
     """
     image, mask = sample.image(), sample.mask()
-    check_pair(sample, image, mask, num_classes)
+    check_pair(sample, image, mask)
     return resized(image, mask, resize) if resize else (image, mask)
 
 
-def check_pair(sample: Sample, image: Array, mask: Array | None, num_classes: int) -> None:
+def check_pair(sample: Sample, image: Array, mask: Array | None) -> None:
     """Refuses an image and a mask that are not what a `Sample` promises.
 
     Args:
         sample: Where they come from.
         image: Its image.
         mask: Its mask.
-        num_classes: The number of classes.
 
     Raises:
-        CrosscoopError: The image is not `(H, W, 3)` uint8, or the mask not `(H, W)` uint8 of the same size and of class
-            indices and `VOID`.
+        CrosscoopError: The image is not `(H, W, 3)` uint8, or the mask not `(H, W)` uint8 of the same size.
     """
     name, expected = sample.name, {"image": "(H, W, 3) uint8", "mask": "(H, W) uint8"}
     for what, array, dimensions in (("image", image, 3), ("mask", mask, 2)):
@@ -158,18 +157,29 @@ def check_pair(sample: Sample, image: Array, mask: Array | None, num_classes: in
                 f"{name}: got a{'n' * (what == 'image')} {what} of shape {array.shape} and type {array.dtype}, "
                 f"expected {expected[what]}. Convert it where the data set reads it."
             )
-    if mask is None:
-        return
-    if mask.shape != image.shape[:2]:
+    if mask is not None and mask.shape != image.shape[:2]:
         files = [str(path) for key in ("image_path", "mask_path") if (path := getattr(sample, key, None))]
         raise CrosscoopError(
             f"{name}: the mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image {image.shape[0]} x "
             f"{image.shape[1]}; expected the same size. Mend or remove the pair{': ' * bool(files)}{', '.join(files)}."
         )
+
+
+def check_values(sample: Sample, mask: Array, num_classes: int) -> None:
+    """Refuses a mask with a value that is no class; those read from files have been refused before.
+
+    Args:
+        sample: Where it comes from.
+        mask: `(H, W)` uint8, whole or a crop of it.
+        num_classes: The number of classes.
+
+    Raises:
+        CrosscoopError: A value is neither a class index nor `VOID`.
+    """
     wrong = (mask >= num_classes) & (mask != VOID)
     if wrong.any():
         raise CrosscoopError(
-            f"{name}: got the mask values {shorten(np.unique(mask[wrong]), 8)}, expected only indices of the "
+            f"{sample.name}: got the mask values {shorten(np.unique(mask[wrong]), 8)}, expected only indices of the "
             f"{num_classes} classes or void ({VOID}). Correct the mask or the classes."
         )
 
