@@ -9,6 +9,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
+from crosscoop.data.files import replacing
 from crosscoop.results import write_json
 
 TAKEN = 75
@@ -51,7 +52,8 @@ def run(ablation: Ablation, cell: Cell) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(cell.folder / ".lock", timeout=0):
         given = cell.folder / "given.yaml"
-        given.write_text(yaml.safe_dump(cell.config, sort_keys=False))
+        with replacing(given) as temporary:
+            temporary.write_text(yaml.safe_dump(cell.config, sort_keys=False))
         cost = cell.folder / "cost.json"
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
         if not cost.is_file():

@@ -60,7 +60,7 @@ def ablate(
     if not tables:
         folder.mkdir(parents=True, exist_ok=True)
         _check_given(cells)
-        (folder / "ablation.yaml").write_text(ablation.dump())
+        _keep(ablation, folder)
         _work(ablation, chosen, folder, workers, retry)
     for i, test in enumerate(ablation.tests):
         files = write_tables(summarise(ablation, folder, test), folder)
@@ -80,6 +80,12 @@ def _open(folder: Path, grid: Path | None) -> Ablation:
     if grid is None and not kept.is_file():
         raise CrosscoopError(f"--grid: got none, and {folder} holds no ablation; expected the YAML of an ablation.")
     return read_ablation(grid or kept)
+
+
+def _keep(ablation: Ablation, folder: Path) -> None:
+    """Write the ablation beside its runs, at once: other workers may be reading it."""
+    with replacing(folder / "ablation.yaml") as temporary:
+        temporary.write_text(ablation.dump())
 
 
 def _check_given(cells: list[Cell]) -> None:
@@ -151,7 +157,7 @@ def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:
 def _write_sweep(path: Path, folder: Path, ablation: Ablation, cells: list[Cell]) -> None:
     """A sweep whose only parameter is the cell: resuming, locks and tables stay as everywhere."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ablation.yaml").write_text(ablation.dump())
+    _keep(ablation, folder)
     content = {
         "name": ablation.title,
         "method": "grid",

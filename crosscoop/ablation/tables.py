@@ -140,7 +140,7 @@ def plot(summary: Summary, path: Path) -> None:
         means = [(100 * (figures.mean or 0), height) for height, figures in shown]
         (x, y), (mean_x, mean_y) = np.array(dots).T, np.array(means).T
         axes.scatter(x, y, s=14, color=f"C{j}", label=name)
-        axes.scatter(mean_x, mean_y, s=160, marker="|", color=f"C{j}")
+        axes.scatter(mean_x, mean_y, s=60, marker="|", color=f"C{j}")
     if summary.baseline and summary.baseline.own.mean is not None:
         axes.axvline(100 * summary.baseline.own.mean, color="0.7", zorder=0, linestyle="--")
     axes.set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
@@ -149,7 +149,7 @@ def plot(summary: Summary, path: Path) -> None:
     axes.set_title(summary.ablation.title)
     axes.grid(axis="x", alpha=0.3)
     if names:
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120, format="png")
 
 
