@@ -1,0 +1,1 @@
+"""Comparisons of crosscoop with what one would use instead: `python -m benchmarks`."""

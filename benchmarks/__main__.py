@@ -1,0 +1,65 @@
+"""Run all comparisons, or those that are named, and write docs/benchmarks.md from all results there are."""
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import torch
+
+from benchmarks import document
+from benchmarks.measure import Setting
+
+RESULTS = Path(__file__).parent / "results"
+VERSIONS = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "segmentation-models-pytorch")
+VERSIONS = (*VERSIONS, "albumentations", "opencv-python-headless", "onnxruntime")
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(document.SECTIONS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written: only to see that it runs")
+    parser.add_argument("--document", action="store_true", help="only write the document anew, from earlier results")
+    parser.add_argument("--voc", help="folder of PASCAL VOC 2012; default: generated files of its size")
+    parser.add_argument("--cityscapes", help="folder of Cityscapes; default: generated files of its size")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(document.SECTIONS):
+        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(document.SECTIONS)}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    setting = Setting(given.quick, device, given.voc, given.cityscapes)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    for name in [] if given.document else given.names or document.SECTIONS:
+        print(f"{name} ...", file=sys.stderr)
+        rows = importlib.import_module(f"benchmarks.{name}").run(setting)
+        for row in rows:
+            print(document.line(row), row.get("note", ""), sep="\n")
+        if not given.quick:
+            command = f"python -m benchmarks {name}" + "".join(
+                f" --{key} ROOT" for key in ("voc", "cityscapes") if getattr(given, key) and name == "pipelines"
+            )
+            result = {"date": date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    if not given.quick:
+        document.write(RESULTS, Path("docs"))
+
+
+def machine() -> dict[str, str]:
+    """What it runs on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    about = {"cpu": model, "threads": str(torch.get_num_threads()), "python": platform.python_version()}
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    return about | {name: version(name) for name in VERSIONS}
+
+
+if __name__ == "__main__":
+    main()

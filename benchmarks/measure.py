@@ -1,0 +1,169 @@
+"""How things are measured: A and B in turn in one process, medians and quartiles; peak memory in processes of their own."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all comparisons are told.
+
+    Attributes:
+        quick: Sizes so small that every comparison ends within seconds: it shows that it runs, its figures say nothing.
+        device: `cpu` or `cuda`.
+        voc: A folder of PASCAL VOC 2012, or None for generated files of its size.
+        cityscapes: A folder of Cityscapes, or None for generated files of its size.
+    """
+
+    quick: bool = False
+    device: str = "cpu"
+    voc: str | None = None
+    cityscapes: str | None = None
+
+    def pick(self, quick: Any, full: Any) -> Any:
+        """One of two sizes."""
+        return quick if self.quick else full
+
+
+def in_turn(works: list[Work], repeats: int, device: str = "cpu", warm_up: int = 1) -> list[list[float]]:
+    """Seconds of each work, in turn A B A B ..., after a warm-up.
+
+    On the CPU it is the CPU time of this process, which other processes disturb less than the time on the clock; with
+    one thread both are the same on an idle machine. On CUDA it is the time on the clock, the device synchronised.
+    """
+    seconds: list[list[float]] = [[] for _ in works]
+    for repeat in range(warm_up + repeats):
+        for work, times in zip(works, seconds, strict=True):
+            begin = now(device)
+            work()
+            if repeat >= warm_up:
+                times.append(now(device) - begin)
+    return seconds
+
+
+def now(device: str) -> float:
+    """Seconds, see `in_turn`."""
+    if device == "cpu":
+        return time.process_time()
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def compare(
+    what: str,
+    ours: Work,
+    against: str,
+    theirs: Work,
+    setting: Setting,
+    *,
+    at_most: float | None = None,
+    times: float | None = None,
+    repeats: int = 7,
+    items: int | None = None,
+) -> Row:
+    """A row of the document.
+
+    Args:
+        what: What of ours is measured.
+        ours: Does it once.
+        against: What it is compared with.
+        theirs: Does that once.
+        setting: The setting.
+        at_most: The ratio ours : theirs to reach.
+        times: How many times as fast to be.
+        repeats: How often.
+        items: Items that are worked on at a time; the row then has items per second.
+    """
+    a, b = in_turn([ours, theirs], setting.pick(2, repeats), setting.device)
+    return row(what, a, against, b, at_most=at_most, times=times, items=items)
+
+
+def row(
+    what: str,
+    ours: list[float],
+    against: str,
+    theirs: list[float],
+    *,
+    at_most: float | None = None,
+    times: float | None = None,
+    items: int | None = None,
+    unit: str = "s",
+) -> Row:
+    """A row of the document from measured numbers, in pairs; see `compare`."""
+    faster = times is not None
+    ratios = [b / a if faster else a / b for a, b in zip(ours, theirs, strict=True)]
+    low, ratio, high = quartiles(ratios)
+    target = times if faster else at_most
+    return {
+        "what": what,
+        "against": against,
+        "ours": quartiles(ours),
+        "theirs": quartiles(theirs),
+        "unit": unit,
+        "items": items,
+        "ratio": ratio,
+        "quartiles": [low, high],
+        "faster": faster,
+        "target": target,
+        "reached": None if target is None else bool(ratio >= target if faster else ratio <= target),
+        "repeats": len(ours),
+    }
+
+
+def quartiles(numbers: list[float]) -> list[float]:
+    """Lower quartile, median and upper quartile."""
+    if len(numbers) < 2:
+        return [numbers[0]] * 3
+    return statistics.quantiles(numbers, n=4, method="inclusive")
+
+
+def peak_memory(function: str, *arguments: Any) -> dict[str, float]:
+    """Peak memory in MiB of a function in a process of its own.
+
+    Args:
+        function: `module:name`; it makes what is needed and returns what is to be measured, a function itself.
+        arguments: Its arguments, plain values.
+
+    Returns:
+        `peak`, of the whole process, and `added`, by what is measured.
+    """
+    command = [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures: dict[str, float] = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def _main() -> None:
+    import pkgutil
+    import resource
+
+    import torch
+
+    torch.set_num_threads(1)
+    work = pkgutil.resolve_name(sys.argv[1])(*json.loads(sys.argv[2]))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        work()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak": peak / 2**20, "added": (peak - before) / 2**20}))
+
+
+if __name__ == "__main__":
+    _main()

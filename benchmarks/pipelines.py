@@ -1,0 +1,157 @@
+"""Training pipelines: from files to batches of crops, by one worker."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import albumentations
+import cv2
+import numpy as np
+import torch
+from albumentations.pytorch import ToTensorV2
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from benchmarks.measure import Row, Setting, compare, quartiles
+from crosscoop.data import Cityscapes, Folder, PascalVOC, SegmentationData, SegmentationDataset
+from crosscoop.data.datamodule import collate
+from crosscoop.data.files import FileSample
+from crosscoop.data.folder import Split
+from crosscoop.data.prepared import prepare_data
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH = 4
+VOID = 255
+
+
+def run(setting: Setting) -> list[Row]:
+    """VOC at 513 and Cityscapes at 768, from files and from a prepared form."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, root, shape, crop, number in (
+            ("VOC", setting.voc, (375, 500), 513, 40),
+            ("Cityscapes", setting.cityscapes, (1024, 2048), 768, 4),
+        ):
+            if setting.quick:
+                shape, crop, number = (48, 64), 32, 4
+            place = Path(folder) / name
+            dataset = real(name, root) if root else generated(place / "files", name, shape, number)
+            prepare_data(SegmentationData(dataset), str(place / "prepared"))
+            samples = [s for s in dataset.samples(dataset.train_split) if isinstance(s, FileSample)][:number]
+            for form in ("files", "prepared"):
+                data = SegmentationData(dataset, crop_size=crop, prepared=str(place / form) if form != "files" else None)
+                training_set = data.train_dataloader().dataset
+                pairs = [(index, 0) for index in range(len(samples))]
+                own = worker(pairs, training_set.__getitem__, collate)  # type: ignore[attr-defined]
+                for peer, transform in (("torchvision's reference", torchvision(crop)), ("albumentations", naive(crop))):
+                    row = compare(
+                        f"{name} at {crop}, {'decoding files' if form == 'files' else 'prepared'}",
+                        own,
+                        peer,
+                        worker(samples, transform, torch.utils.data.default_collate),
+                        setting,
+                        times=2,
+                        items=len(samples),
+                        repeats=7 if name == "VOC" else 9,
+                    )
+                    rows.append(row)
+            batch = collate([training_set[0, 0]] * BATCH)
+            row["note"] = f"{name}: {device_work(data, batch):.1f} ms per image for float and normalisation on this CPU"
+    return rows
+
+
+def worker(draws: Iterable[Any], load: Callable[[Any], Any], join: Callable[[list[Any]], Any]) -> Callable[[], None]:
+    """What a data loader's worker does with samples: load each, make batches."""
+    draws = list(draws)
+
+    def work() -> None:
+        for start in range(0, len(draws), BATCH):
+            join([load(draw) for draw in draws[start : start + BATCH]])
+
+    return work
+
+
+def device_work(data: SegmentationData, batch: dict[str, Any]) -> float:
+    """Milliseconds per image for what our pipeline leaves to the device, and the others do in the worker."""
+    import time
+
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    times = []
+    for _ in range(5):
+        begin = time.process_time()
+        image = data.on_after_batch_transfer(batch, 0)["image"]
+        image.sub_(mean).div_(std)
+        times.append(time.process_time() - begin)
+    return 1000 * quartiles(times)[1] / BATCH
+
+
+def read_mask(sample: FileSample) -> np.ndarray[Any, Any]:
+    """The mask as most loaders read it."""
+    values = np.array(Image.open(str(sample.mask_path)))
+    return values if sample.lookup is None else sample.lookup[values]
+
+
+def torchvision(crop: int) -> Callable[[FileSample], tuple[Tensor, Tensor]]:
+    """`SegmentationPresetTrain` of torchvision's references/segmentation/presets.py with v2 transforms, PIL images."""
+    kind = {tv_tensors.Mask: torch.int64, torch.Tensor: torch.float32, "others": None}
+    finish = v2.Compose([v2.PILToTensor(), v2.ToDtype(kind, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()])
+
+    def load(sample: FileSample) -> tuple[Tensor, Tensor]:
+        image = Image.open(sample.image_path).convert("RGB")
+        mask = tv_tensors.Mask(torch.from_numpy(read_mask(sample)))
+        side = min(image.size)
+        first = v2.Compose([v2.RandomResize(int(0.5 * side), int(2 * side)), v2.RandomHorizontalFlip(0.5)])
+        image, mask = first(image, mask)
+        missing = [max(crop - length, 0) for length in image.size]
+        if any(missing):  # the references' PadIfSmaller
+            image, mask = v2.Pad([0, 0, *missing], fill={tv_tensors.Mask: VOID, "others": 0})(image, mask)
+        image, mask = v2.RandomCrop(crop)(image, mask)
+        result: tuple[Tensor, Tensor] = finish(image, mask)
+        return result
+
+    return load
+
+
+def naive(crop: int) -> Callable[[FileSample], tuple[Tensor, Tensor]]:
+    """The same augmentation composed in albumentations, with OpenCV as in its documentation."""
+    compose = albumentations.Compose(
+        [
+            albumentations.RandomScale((-0.5, 1.0), p=1),
+            albumentations.PadIfNeeded(crop, crop, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=VOID),
+            albumentations.RandomCrop(crop, crop),
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.Normalize(MEAN, STD),
+            ToTensorV2(),
+        ],
+        seed=0,
+    )
+
+    def load(sample: FileSample) -> tuple[Tensor, Tensor]:
+        image = cv2.cvtColor(cv2.imread(str(sample.image_path)), cv2.COLOR_BGR2RGB)
+        augmented = compose(image=image, mask=read_mask(sample))
+        return augmented["image"], augmented["mask"].long()
+
+    return load
+
+
+def real(name: str, root: str) -> SegmentationDataset:
+    """A data set on disk."""
+    return PascalVOC(root, train_split="train") if name == "VOC" else Cityscapes(root)
+
+
+def generated(folder: Path, name: str, shape: tuple[int, int], number: int) -> Folder:
+    """Files of a data set's size and kind: smooth colours with some noise, which compress about as photographs do."""
+    random, suffix = np.random.default_rng(0), "jpg" if name == "VOC" else "png"
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for index in range(number):
+        coarse = random.integers(256, size=(12, 16, 3), dtype=np.uint8)
+        image = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+        image = cv2.add(image, random.integers(12, size=image.shape, dtype=np.uint8))
+        Image.fromarray(image).save(folder / "images" / f"{index}.{suffix}", quality=92)
+        mask = cv2.resize(coarse[..., 0] % 19, shape[::-1], interpolation=cv2.INTER_NEAREST)
+        Image.fromarray(mask).save(folder / "masks" / f"{index}.png")
+    return Folder(str(folder), [str(i) for i in range(19)], {"train": Split("images", "masks")})
