@@ -118,8 +118,14 @@ def main(arguments: Sequence[str]) -> None:
     command, *options = arguments
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
+
+    class OneCommand(TrainingCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:  # the options of all four take a second to set up
+            return {command: LightningCLI.subcommands()[command]}
+
     try:
-        TrainingCLI(
+        OneCommand(
             CooperativeSegmentation,
             SegmentationData,
             seed_everything_default=0,

@@ -298,3 +298,9 @@ def test_the_package_is_light_to_import():
     heavy = ("pytorch_lightning", "torchmetrics", "albumentations", "matplotlib")
     code = f"import sys, crosscoop; crosscoop.load; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from crosscoop.cli import main; main(['--help']); print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "usage: crosscoop" in output and output.endswith("False\n")
