@@ -38,13 +38,14 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
 
 def by_row(summary: Summary) -> Table:
     """A line per row: every output, the difference to the baseline, and the costs."""
-    baseline, names = summary.baseline, _outputs(summary.rows)
-    heading = ["", *names]
+    baseline = summary.baseline
+    branches = [name for name in _outputs(summary.rows) if name not in ("network", "ensemble")]
+    heading = ["", *branches, "ensemble or single network"]
     if baseline:
         heading += [f"difference to {baseline.name}", "p"]
     table = [[*heading, "gain of the ensemble", "branches disagree", "parameters", "MACs", "training"]]
     for row in summary.rows:
-        cells = [row.name, *(percent(row.outputs.get(name)) for name in names)]
+        cells = [row.name, *(percent(row.outputs.get(name)) for name in branches), percent(row.own)]
         if baseline:
             other = row is not baseline
             cells.append(percent(row.own.minus(baseline.own), signed=True) if other else "-")
