@@ -342,7 +342,7 @@ def test_markdown_and_latex(tmp_path):
     files = write_tables(summarise(*finished(tmp_path)), tmp_path)
     assert [file.name for file in files] == ["table.md", "table.csv", "table.tex", "table.png"]
     markdown, latex = files[0].read_text(), files[2].read_text()
-    assert "| B & co | 54.00 ± 1.00 | 53.00 ± 1.00 | 54.00 ± 1.00 | - | +3.00 ± 1.00 | 0.035 |" in markdown
+    assert "| B & co | 54.00 ± 1.00 | 53.00 ± 1.00 | 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 |" in markdown
     assert "1.50 M | 2.00 G | 1.5 min |" in markdown
     assert r"B \& co & 54.00 $\pm$ 1.00" in latex and r"\toprule" in latex and r"\caption{Tiny." in latex
     lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
