@@ -32,7 +32,8 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
     Args:
         function: The function.
         command: The command that it is.
-        options: The options; `--overwrite` alone means `--overwrite true`.
+        options: The options; `--overwrite` alone means `--overwrite true`, and a first word without `--` is
+            `--ckpt_path`.
 
     Raises:
         CrosscoopError: An option is unknown, missing, or of another type.
@@ -53,6 +54,8 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
     if apart:  # as in fit, every option by its name
         parser.add_class_arguments(Inference, "inference", sub_configs=True)
     flags = [f"--{name}" for name, parameter in parameters.items() if isinstance(parameter.default, bool)]
+    if "ckpt_path" in parameters and options and not options[0].startswith("-"):
+        options = ["--ckpt_path", *options]
     followed = pairwise([*(_with_underscores(option) for option in options), "--"])
     try:
         given = parser.parse_args(

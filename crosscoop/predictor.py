@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from crosscoop.about import About, about_checkpoint
 from crosscoop.data.augment import resized
 from crosscoop.data.dataset import Array, Color
 from crosscoop.data.files import read_image, to_rgb
@@ -80,7 +81,8 @@ class Predictor:
     """Predicts images of any size; its labels and probabilities have the image's size.
 
     Args:
-        network: Turns `(N, 3, H, W)` RGB in [0, 1] into the logits of each branch, as a `CooperativeNetwork` does.
+        network: Turns `(N, 3, H, W)` RGB in [0, 1] into the logits of each branch, as a `CooperativeNetwork` does, or
+            into logits by output name, as an exported network does.
         class_names: One name per class.
         palette: One RGB colour per class.
         inference: The protocol; by default each image at once.
@@ -153,33 +155,46 @@ class Predictor:
 def load(
     checkpoint: str | Path, inference: Inference | None = None, device: str | None = None, own_size: bool = False
 ) -> Predictor:
-    """Load a checkpoint that `crosscoop fit` wrote.
+    """Load a checkpoint that `crosscoop fit` wrote, or what `crosscoop export` made of one.
 
     Args:
-        checkpoint: The file, for example `runs/demo/best.ckpt`.
+        checkpoint: The file, for example `runs/demo/best.ckpt`, or an exported `.onnx`, `.pt2` or `.safetensors`.
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
         own_size: Show the network each image in its own size, even if it was trained on resized ones (`data.resize`).
 
     Raises:
-        CrosscoopError: There is no such file, it is no checkpoint of ours, or its weights do not fit its network.
+        CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
     """
-    content = read_checkpoint(checkpoint)
-    about = content["crosscoop"]
-    options = {**about["config"]["network"], "pretrained": False}  # the checkpoint brings all weights
-    network = create_network(**options, num_classes=len(about["class_names"]))
+    network, about = read_network(checkpoint)
+    size = None if own_size else about.resize
+    return Predictor(network, about.class_names, about.palette, inference, device, size)
+
+
+def read_network(path: str | Path) -> tuple[nn.Module, About]:
+    """The network that a checkpoint or an exported file holds, and what the file says about it.
+
+    Raises:
+        CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
+    """
+    if Path(path).is_file() and Path(path).suffix in (".onnx", ".pt2", ".safetensors"):
+        from crosscoop.export.formats import FORMATS
+
+        return next(format.read(Path(path)) for format in FORMATS.values() if format.suffix == Path(path).suffix)
+    content = read_checkpoint(path)
+    own = content["crosscoop"]
+    options = {**own["config"]["network"], "pretrained": False}  # the checkpoint brings all weights
+    network = create_network(**options, num_classes=len(own["class_names"]))
     weights = [(key, value) for key, value in content["state_dict"].items() if key.startswith("network.")]
     try:
         network.load_state_dict({key.removeprefix("network."): value for key, value in weights})
     except RuntimeError as error:
         mismatch = shorten(str(error).partition("\n")[2], 300)
         raise CrosscoopError(
-            f"{checkpoint}{written_by(about)}: its weights do not fit the network that its configuration gives "
+            f"{path}{written_by(own)}: its weights do not fit the network that its configuration gives "
             f"({mismatch}). Keep the code of its backbones and its fusion as it was in training."
         ) from error
-    palette = [(color[0], color[1], color[2]) for color in about["palette"]]
-    size = None if own_size else about["config"]["data"]["resize"]
-    return Predictor(network, about["class_names"], palette, inference, device, size)
+    return network, about_checkpoint(path, content, network)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

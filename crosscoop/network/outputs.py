@@ -1,6 +1,6 @@
 """The outputs of a network by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,7 +13,9 @@ def output_names(num_branches: int) -> list[str]:
     return [*branches, "ensemble"]
 
 
-def outputs_of(logits: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The branches' logits by name, and their sum, the ensemble, last."""
+def outputs_of(logits: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The branches' logits by name, and their sum, the ensemble, last; logits that have names keep them."""
+    if isinstance(logits, Mapping):
+        return dict(logits)
     ensemble = [sum(logits[1:], logits[0])] if len(logits) > 1 else []
     return dict(zip(output_names(len(logits)), [*logits, *ensemble], strict=True))

@@ -1,0 +1,1 @@
+"""Networks in files of other formats, for use without this package."""

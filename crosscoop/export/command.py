@@ -1,0 +1,97 @@
+"""`crosscoop export`: a checkpoint as a file for other programs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from crosscoop.about import About
+from crosscoop.data.files import replacing
+from crosscoop.errors import CrosscoopError
+from crosscoop.export.formats import FORMATS
+from crosscoop.export.parity import parity
+from crosscoop.network.cooperative import CooperativeNetwork
+from crosscoop.network.outputs import outputs_of
+from crosscoop.predictor import read_network
+
+
+def export(
+    ckpt_path: str | None = None,
+    run: str | None = None,
+    format: Literal["onnx", "torch_export", "safetensors"] = "onnx",
+    output: str | None = None,
+    outputs: list[str] | None = None,
+    upsample: bool = True,
+) -> None:
+    """Export a checkpoint: crosscoop export best.ckpt --format onnx.
+
+    The file takes images (N, 3, H, W) of any batch and size, RGB in [0, 1] as float32, and gives logits
+    (N, num_classes, H, W) by output name. Each branch normalises its input inside the file. Its metadata hold class
+    names, colours, normalisation, and the figures with their protocol, as JSON. Batch norm is folded into convolutions
+    in onnx and torch_export; safetensors holds the weights as they are.
+
+    What was written is read again and compared with the checkpoint. Where they differ, there is no file, and the exit
+    code is 1.
+
+    Args:
+        ckpt_path: The checkpoint; may be given without its name, as the first word.
+        run: The run's folder instead, whose best.ckpt is exported.
+        format: onnx (.onnx, needs the extra of that name), torch_export (.pt2; images of at least 17 x 17), or
+            safetensors.
+        output: The file to write; by default beside the checkpoint.
+        outputs: Names of the outputs, such as [ensemble], the fastest; by default all: top, bottom and ensemble.
+        upsample: false leaves the logits at a quarter of the image's height and width, as the network computes them;
+            crosscoop predict is faster with these.
+
+    Raises:
+        CrosscoopError: There is no such checkpoint or output, or a package is missing.
+        SystemExit: With code 1 if the exported network differs.
+    """
+    checkpoint, chosen = find_checkpoint(ckpt_path, run), FORMATS[format]
+    path = Path(output) if output else checkpoint.with_suffix(chosen.suffix)
+    if path.suffix != chosen.suffix or path.is_dir() or path.resolve() == checkpoint.resolve():
+        raise CrosscoopError(f"output: got {path}, expected another file, *{chosen.suffix} for {format}.")
+    network, about = read_network(checkpoint)
+    if not isinstance(network, CooperativeNetwork):
+        raise CrosscoopError(f"ckpt_path: got {checkpoint}, expected a checkpoint or a .safetensors file.")
+    about = replace(with_outputs(about, outputs), upsampled=upsample)
+    if format == "safetensors" and (outputs or not upsample):
+        raise CrosscoopError("outputs, upsample: got a choice, expected none, as safetensors holds the whole network.")
+    network.eval()
+    try:
+        with replacing(path) as temporary:
+            chosen.write(temporary, network, about)
+            exported = chosen.read(temporary)[0].eval()
+            agreed, lines = parity(
+                lambda image: outputs_of(network(image, about.upsampled)), lambda image: outputs_of(exported(image))
+            )
+            print("\n".join(lines))
+            if not agreed:
+                print(f"The exported network differs from {checkpoint}: nothing was written.")
+                raise SystemExit(1)
+    except OSError as error:
+        raise CrosscoopError(f"{path}: cannot be written ({error}). Give another --output.") from error
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {', '.join(about.outputs)}")
+
+
+def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
+    """The checkpoint that an option names.
+
+    Raises:
+        CrosscoopError: None does, or both.
+    """
+    if bool(ckpt_path) == bool(run):
+        raise CrosscoopError("expected either a checkpoint or --run FOLDER, whose best.ckpt is taken.")
+    return Path(ckpt_path or f"{run}/best.ckpt")
+
+
+def with_outputs(about: About, outputs: list[str] | None) -> About:
+    """A description with fewer outputs, in their order.
+
+    Raises:
+        CrosscoopError: Some are not there.
+    """
+    if outputs is None:
+        return about
+    if not outputs or set(outputs) - set(about.outputs):
+        raise CrosscoopError(f"outputs: got {outputs}, expected some of {', '.join(about.outputs)}.")
+    return replace(about, outputs=[name for name in about.outputs if name in outputs])

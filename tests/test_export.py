@@ -1,0 +1,314 @@
+"""`crosscoop export`: what other programs get is what the checkpoint says."""
+
+import copy
+import json
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors import safe_open
+from timm.layers import AvgPool2dSame, Conv2dSame
+from timm.layers.pool2d_same import MaxPool2dSame
+from tiny import crosscoop
+
+import crosscoop as package
+from crosscoop.about import About
+from crosscoop.errors import CrosscoopError
+from crosscoop.export import prepare
+from crosscoop.export.formats import FORMATS, write_onnx
+from crosscoop.export.parity import SIZES, parity, random_image
+from crosscoop.inference import Inference
+from crosscoop.network.outputs import outputs_of
+from crosscoop.predictor import read_network
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run; look, but do not touch."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    tiny.fit(folder, "--data.resize [32,64]")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """A file of each format, written by the command."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name, format in FORMATS.items():
+        crosscoop("export", run / "best.ckpt", f"--format {name} --output", folder / f"best{format.suffix}")
+    return {name: folder / f"best{format.suffix}" for name, format in FORMATS.items()}
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs an export that fails; gives the exit code, and what was printed."""
+
+    def refused(*options):
+        with pytest.raises(SystemExit) as end:
+            crosscoop("export", *options)
+        return end.value.code, "".join(capsys.readouterr())
+
+    return refused
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("size", [(1, 32, 32), (2, 33, 65), (5, 17, 100), (1, 129, 64)])
+def test_parity_at_any_batch_and_size(run, exported, format, size):
+    network, loaded = read_network(run / "best.ckpt")[0].eval(), read_network(exported[format])[0].eval()
+    image = torch.rand(size[0], 3, *size[1:])
+    with torch.no_grad():
+        expected, outputs = outputs_of(network(image)), outputs_of(loaded(image))
+    assert list(outputs) == ["top", "bottom", "ensemble"]
+    for name, logits in outputs.items():
+        assert torch.allclose(logits, expected[name], atol=1e-4)
+
+
+def strings_of(path):
+    if path.suffix == ".onnx":
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return file.metadata()
+    strings = dict.fromkeys(About.__dataclass_fields__, "")
+    torch.export.load(path, extra_files=strings)
+    return strings
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_metadata(run, exported, format):
+    strings = strings_of(exported[format])
+    about = {key: json.loads(strings[key]) for key in About.__dataclass_fields__}
+    assert about["class_names"] == list(tiny.STREETS.class_names)
+    assert [tuple(color) for color in about["palette"]] == list(tiny.STREETS.palette)
+    assert about["version"] == package.__version__ and about["outputs"] == ["top", "bottom", "ensemble"]
+    assert about["network"]["strategy"] == "cross_c1_c2" and about["network"]["num_classes"] == 12
+    backbones = [branch.backbone for branch in read_network(run / "best.ckpt")[0].branches]
+    for name, backbone in zip(("top", "bottom"), backbones, strict=True):
+        for key in ("mean", "std"):
+            assert np.allclose(about["normalisation"][name][key], getattr(backbone, key).flatten())
+    assert about["resize"] == [32, 64] and about["dataset"] == "Streets"
+    assert about["figures"] == json.loads((run / "metrics.json").read_text())
+    assert about["figures"]["protocol"]["evaluation"] == "whole images resized to 32 x 64"
+
+
+def test_figures_of_another_epoch_are_not_claimed(run, tmp_path):
+    checkpoint = tiny.load(run / "best.ckpt")
+    torch.save(checkpoint, tmp_path / "copy.ckpt")
+    assert (
+        read_network(tmp_path / "copy.ckpt")[1].figures["miou"] == checkpoint["callbacks"]["RunFolder"]["best"]["miou"]
+    )
+    torch.save({**checkpoint, "epoch": 7}, tmp_path / "copy.ckpt")
+    assert read_network(tmp_path / "copy.ckpt")[1].figures is None
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_batch_norm_is_folded(exported, format):
+    if format == "onnx":
+        operations = [node.op_type for node in onnx.load(exported[format]).graph.node]
+    else:
+        operations = [str(node.target) for node in torch.export.load(exported[format]).graph.nodes]
+    assert sum("conv" in operation.lower() for operation in operations) > 40
+    assert not [operation for operation in operations if "norm" in operation.lower()]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "inference", [{}, {"window": (24, 40)}, {"scales": [0.75, 1.5], "flip": True}, {"window": (24, 24), "flip": True}]
+)
+def test_prediction(run, exported, format, inference):
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    for own_size in (False, True):
+        if not (own_size or inference or format == "safetensors"):
+            continue  # resized, whole, full-size logits: see `test_coarse_logits`
+        expected = package.load(run / "best.ckpt", Inference(**inference), own_size=own_size)
+        loaded = package.load(exported[format], Inference(**inference), own_size=own_size)
+        assert loaded.describe() == expected.describe()
+        assert (loaded.class_names, loaded.palette) == (expected.class_names, expected.palette)
+        assert_alike(expected(image), loaded(image))
+
+
+def assert_alike(first, second):
+    """Two predictions, up to rounding."""
+    assert np.allclose(first.probabilities, second.probabilities, atol=1e-4)
+    for name, labels in first.branch_labels.items():
+        assert np.mean(labels == second.branch_labels[name]) > 0.999
+
+
+def test_coarse_logits(run, exported, tmp_path):
+    crosscoop("export", run / "best.ckpt", "--format torch_export --upsample false --output", tmp_path / "x.pt2")
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    expected, coarse = package.load(run / "best.ckpt")(image), package.load(tmp_path / "x.pt2")(image)
+    assert coarse.logits.shape == (12, 8, 16)  # of 32 x 64
+    assert_alike(expected, coarse)
+    twice = package.load(exported["onnx"])(image)  # from 8 x 16 to 32 x 64 to 50 x 70
+    assert np.mean(expected.labels == twice.labels) > 0.9
+
+
+def test_predict_runs_onnx(run, exported, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for i, sample in enumerate(tiny.STREETS.samples("test")):
+        Image.fromarray(sample.image()).save(tmp_path / f"photos/{i}.png")
+    for name, checkpoint in (("eager", run / "best.ckpt"), ("onnx", exported["onnx"])):
+        options = f"--save labels,comparison --inference.flip true --output '{tmp_path / name}'"
+        crosscoop("predict", "--ckpt_path", checkpoint, "--images", tmp_path / "photos", options)
+    assert "3 written" in capsys.readouterr().out
+    for i in range(3):
+        first, second = (np.array(Image.open(tmp_path / name / f"labels/{i}.png")) for name in ("eager", "onnx"))
+        assert np.mean(first == second) > 0.999
+
+
+def test_chosen_outputs(run, tmp_path, capsys):
+    crosscoop("export", "--run", run, "--outputs [ensemble,top] --format torch_export --output", tmp_path / "x.pt2")
+    assert "x.pt2" in capsys.readouterr().out
+    image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    expected, chosen = package.load(run / "best.ckpt")(image), package.load(tmp_path / "x.pt2")(image)
+    assert list(chosen.branch_labels) == ["top", "ensemble"]
+    assert np.mean(chosen.labels == expected.labels) > 0.999
+
+
+def test_a_difference_is_found(run, refused, tmp_path, monkeypatch):
+    """The file of an export that differs never appears, and an earlier one stays."""
+    whole = prepare.fold_batch_norm
+
+    def broken(network):
+        folded = whole(network)
+        with torch.no_grad():
+            folded.branches[1].classifier.bias[3] += 0.1
+        return folded
+
+    (tmp_path / "best.pt2").write_text("earlier")
+    monkeypatch.setattr(prepare, "fold_batch_norm", broken)
+    code, said = refused(run / "best.ckpt", "--format torch_export --output", tmp_path / "best.pt2")
+    assert code == 1 and "differs from" in said and "largest difference of probabilities" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt2"]
+    assert (tmp_path / "best.pt2").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 0.1, 1.0])
+def test_parity_fails(wrong):
+    def network(image):
+        return {"top": image, "bottom": image.flip(1)}
+
+    assert parity(network, lambda image: {"top": image.clone()})[0]
+    agreed, lines = parity(network, lambda image: {"top": image, "bottom": image.flip(1) * wrong})
+    assert agreed == (wrong == 1) and len(lines) == len(SIZES)
+    assert parity(network, lambda image: {"bottom": image})[0] is False
+
+
+def test_random_images_are_images():
+    image = random_image(2, 40, 30)
+    assert image.shape == (2, 3, 40, 30) and 0 <= image.min() < 0.1 and 0.9 < image.max() <= 1
+    assert torch.equal(image, random_image(2, 40, 30))
+
+
+@pytest.mark.parametrize("kernel", [3, 5, (3, 7)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_same_padding(kernel, stride, dilation):
+    for layer in (
+        Conv2dSame(4, 6, kernel, stride, dilation=dilation, groups=2),
+        MaxPool2dSame(kernel, stride),
+        AvgPool2dSame(2, 1),
+    ):
+        constant = prepare.constant_padding(copy.deepcopy(layer))
+        assert not isinstance(constant, prepare.SAME)
+        for size in [(16, 16), (17, 16), (16, 23), (1, 5), (7, 1)]:
+            feature = torch.rand(2, 4, *size) - 2
+            assert torch.allclose(constant(feature), layer(feature), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        MaxPool2dSame(3, 1, dilation=2),
+        Conv2dSame(4, 6, 1, 2),
+        Conv2dSame(4, 6, 2, 2),
+        Conv2dSame(4, 6, 5, 3),
+        AvgPool2dSame(3, 2),
+    ],
+)
+def test_padding_that_cannot_be_constant_stays(layer):
+    assert prepare.constant_padding(layer) is layer
+
+
+def test_same_padding_is_constant_in_an_export(make_pair):
+    network = make_pair(branches=["tf_efficientnet_lite0", "test_resnet"])
+    exportable = prepare.Exportable(network, ["bottom", "ensemble"])
+    layers = [module for module in network.modules() if isinstance(module, prepare.SAME)]
+    mirrored = [module for module in exportable.modules() if isinstance(module, prepare.Mirrored)]
+    assert len(layers) >= 4 and len(mirrored) == 4
+    image = torch.rand(1, 3, 65, 98)
+    with torch.no_grad():
+        expected, got = outputs_of(network(image)), exportable(image)
+    for name, logits in zip(("bottom", "ensemble"), got, strict=True):
+        assert torch.allclose(logits, expected[name], atol=1e-4 * float(expected[name].abs().max()))
+
+
+def test_wrong_options(run, exported, refused, tmp_path):
+    for options, said in {
+        (): "expected either a checkpoint or --run FOLDER",
+        (run / "best.ckpt", "--run x"): "expected either a checkpoint or --run FOLDER",
+        ("nowhere.ckpt",): "no checkpoint nowhere.ckpt",
+        (run / "best.ckpt", "--format tflite"): "'onnx', 'torch_export', 'safetensors'",
+        (run / "best.ckpt", "--outputs [left]"): "outputs: got ['left'], expected some of top, bottom, ensemble",
+        (run / "best.ckpt", "--outputs []"): "expected some of top",
+        (run / "best.ckpt", "--format safetensors --outputs [top]"): "holds the whole network",
+        (run / "best.ckpt", "--format safetensors --upsample false"): "holds the whole network",
+        (run / "best.ckpt", "--output net.pb"): "expected another file, *.onnx",
+        (exported["onnx"], "--output net.onnx"): "expected a checkpoint or a .safetensors file",
+        (exported["safetensors"], "--format safetensors"): "expected another file",
+    }.items():
+        code, message = refused(*options)
+        assert code == 2 and said in message, message
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
+def test_files_of_others(suffix, tmp_path):
+    path = tmp_path / f"other{suffix}"
+    path.write_text("something else")
+    with pytest.raises(CrosscoopError, match=f"other{suffix}: cannot be read .*, expected an? {suffix} file of"):
+        package.load(path)
+    with pytest.raises(CrosscoopError, match="no checkpoint"):
+        package.load(tmp_path / f"nowhere{suffix}")
+
+
+def test_an_onnx_file_without_description(exported, tmp_path):
+    model = onnx.load(exported["onnx"])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(CrosscoopError, match=r"bare\.onnx: got no description of its classes"):
+        package.load(tmp_path / "bare.onnx")
+
+
+def test_missing_packages(exported, make_pair, tmp_path, monkeypatch):
+    about = read_network(exported["safetensors"])[1]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(CrosscoopError, match=r"needs onnxruntime.*pip install 'crosscoop\[onnx\]'"):
+        package.load(exported["onnx"])
+    with pytest.raises(CrosscoopError, match=r"needs onnxscript.*pip install 'crosscoop\[onnx\]'"):
+        write_onnx(tmp_path / "x.onnx", make_pair(), about)
+
+
+def test_too_large_an_image(exported, monkeypatch):
+    predictor = package.load(exported["onnx"])
+
+    class Full:
+        get_inputs = predictor.network.session.get_inputs
+
+        def run(self, *_):
+            raise type("Fail", (Exception,), {})("Failed to allocate memory for requested buffer of size 99")
+
+    monkeypatch.setattr(predictor.network, "session", Full())
+    with pytest.raises(CrosscoopError, match="expected one that fits into the memory"):
+        predictor(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_safetensors_can_be_exported_again(exported, tmp_path, capsys):
+    path = shutil.copy(exported["safetensors"], tmp_path / "net.safetensors")
+    crosscoop("export", path, "--format torch_export")
+    assert package.load(tmp_path / "net.pt2").class_names == list(tiny.STREETS.class_names)
