@@ -116,15 +116,23 @@ def test_batch_norm_is_folded(exported, format):
     assert not [operation for operation in operations if "norm" in operation.lower()]
 
 
-@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
-    "inference", [{}, {"window": (24, 40)}, {"scales": [0.75, 1.5], "flip": True}, {"window": (24, 24), "flip": True}]
+    ("format", "inference"),
+    [
+        ("onnx", {}),
+        ("onnx", {"window": (24, 40)}),
+        ("onnx", {"scales": [0.75, 1.5], "flip": True}),
+        ("onnx", {"window": (24, 24), "flip": True}),
+        ("torch_export", {}),
+        ("safetensors", {}),
+        ("safetensors", {"window": (24, 24), "flip": True}),
+    ],
 )
 def test_prediction(run, exported, format, inference):
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     for own_size in (False, True):
         if not (own_size or inference or format == "safetensors"):
-            continue  # resized, whole, full-size logits: see `test_coarse_logits`
+            continue  # resized, whole, full-size logits: see the coarse logits below
         expected = package.load(run / "best.ckpt", Inference(**inference), own_size=own_size)
         loaded = package.load(exported[format], Inference(**inference), own_size=own_size)
         assert loaded.describe() == expected.describe()
@@ -135,18 +143,8 @@ def test_prediction(run, exported, format, inference):
 def assert_alike(first, second):
     """Two predictions, up to rounding."""
     assert np.allclose(first.probabilities, second.probabilities, atol=1e-4)
-    for name, labels in first.branch_labels.items():
-        assert np.mean(labels == second.branch_labels[name]) > 0.999
-
-
-def test_coarse_logits(run, exported, tmp_path):
-    crosscoop("export", run / "best.ckpt", "--format torch_export --upsample false --output", tmp_path / "x.pt2")
-    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    expected, coarse = package.load(run / "best.ckpt")(image), package.load(tmp_path / "x.pt2")(image)
-    assert coarse.logits.shape == (12, 8, 16)  # of 32 x 64
-    assert_alike(expected, coarse)
-    twice = package.load(exported["onnx"])(image)  # from 8 x 16 to 32 x 64 to 50 x 70
-    assert np.mean(expected.labels == twice.labels) > 0.9
+    for name, labels in second.branch_labels.items():
+        assert np.mean(labels == first.branch_labels[name]) > 0.999
 
 
 def test_predict_runs_onnx(run, exported, tmp_path, capsys):
@@ -162,13 +160,17 @@ def test_predict_runs_onnx(run, exported, tmp_path, capsys):
         assert np.mean(first == second) > 0.999
 
 
-def test_chosen_outputs(run, tmp_path, capsys):
-    crosscoop("export", "--run", run, "--outputs [ensemble,top] --format torch_export --output", tmp_path / "x.pt2")
-    assert "x.pt2" in capsys.readouterr().out
-    image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
-    expected, chosen = package.load(run / "best.ckpt")(image), package.load(tmp_path / "x.pt2")(image)
-    assert list(chosen.branch_labels) == ["top", "ensemble"]
-    assert np.mean(chosen.labels == expected.labels) > 0.999
+def test_chosen_outputs_and_coarse_logits(run, exported, tmp_path, capsys):
+    """Here from a .safetensors file, which is as good as a checkpoint."""
+    options = "--outputs [ensemble,top] --upsample false --format torch_export"
+    crosscoop("export", shutil.copy(exported["safetensors"], tmp_path / "net.safetensors"), options)
+    assert str(tmp_path / "net.pt2") in capsys.readouterr().out
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    expected, coarse = package.load(run / "best.ckpt")(image), package.load(tmp_path / "net.pt2")(image)
+    assert list(coarse.branch_labels) == ["top", "ensemble"] and coarse.logits.shape == (12, 8, 16)  # of 32 x 64
+    assert_alike(expected, coarse)
+    twice = package.load(exported["onnx"])(image)  # from 8 x 16 to 32 x 64 to 50 x 70
+    assert np.mean(expected.labels == twice.labels) > 0.9
 
 
 def test_a_difference_is_found(run, refused, tmp_path, monkeypatch):
@@ -306,9 +308,3 @@ def test_too_large_an_image(exported, monkeypatch):
     monkeypatch.setattr(predictor.network, "session", Full())
     with pytest.raises(CrosscoopError, match="expected one that fits into the memory"):
         predictor(np.zeros((8, 8, 3), np.uint8))
-
-
-def test_safetensors_can_be_exported_again(exported, tmp_path, capsys):
-    path = shutil.copy(exported["safetensors"], tmp_path / "net.safetensors")
-    crosscoop("export", path, "--format torch_export")
-    assert package.load(tmp_path / "net.pt2").class_names == list(tiny.STREETS.class_names)
