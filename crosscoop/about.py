@@ -60,6 +60,11 @@ class About:
                 f"{path}: got no description of its classes and colours ({error}), expected a file that `crosscoop "
                 "export` wrote."
             ) from error
+        return cls.from_values(values)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "About":
+        """Make it of its fields as JSON gives them."""
         return cls(**{**values, "palette": [(color[0], color[1], color[2]) for color in values["palette"]]})
 
 

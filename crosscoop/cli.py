@@ -12,6 +12,7 @@ COMMANDS = {
     "test": ("crosscoop.training:main", "Evaluate a checkpoint on the test split."),
     "predict": ("crosscoop.predict:main", "Predict any images, a video, or the test split of a run's data."),
     "export": ("crosscoop.export.command:export", "Export a checkpoint to ONNX, torch.export or safetensors."),
+    "push": ("crosscoop.hub:push", "Put a checkpoint on the Hugging Face Hub."),
     "score": ("crosscoop.score:score", "Score label PNGs that any tool wrote."),
     "submit": ("crosscoop.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
     "check-data": ("crosscoop.check_data:check_data", "Look for faults in a data set: every file of every split."),

@@ -158,7 +158,8 @@ def load(
     """Load a checkpoint that `crosscoop fit` wrote, or what `crosscoop export` made of one.
 
     Args:
-        checkpoint: The file, for example `runs/demo/best.ckpt`, or an exported `.onnx`, `.pt2` or `.safetensors`.
+        checkpoint: The file, for example `runs/demo/best.ckpt`, or an exported `.onnx`, `.pt2` or `.safetensors`; or
+            `hf-hub:user/name`, what `crosscoop push` put on the Hugging Face Hub (or `hf-hub:FOLDER`).
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
         own_size: Show the network each image in its own size, even if it was trained on resized ones (`data.resize`).
@@ -166,7 +167,13 @@ def load(
     Raises:
         CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
     """
-    network, about = read_network(checkpoint)
+    if isinstance(checkpoint, str) and checkpoint.startswith("hf-hub:"):
+        from crosscoop.hub import read_hub
+
+        found: tuple[nn.Module, About] = read_hub(checkpoint.removeprefix("hf-hub:"))
+    else:
+        found = read_network(checkpoint)
+    network, about = found
     size = None if own_size else about.resize
     return Predictor(network, about.class_names, about.palette, inference, device, size)
 
@@ -195,6 +202,17 @@ def read_network(path: str | Path) -> tuple[nn.Module, About]:
             f"({mismatch}). Keep the code of its backbones and its fusion as it was in training."
         ) from error
     return network, about_checkpoint(path, content, network)
+
+
+def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
+    """The checkpoint that an option names.
+
+    Raises:
+        CrosscoopError: None does, or both.
+    """
+    if bool(ckpt_path) == bool(run):
+        raise CrosscoopError("expected either a checkpoint or --run FOLDER, whose best.ckpt is taken.")
+    return Path(ckpt_path or f"{run}/best.ckpt")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from crosscoop.export.formats import FORMATS
 from crosscoop.export.parity import parity
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.outputs import outputs_of
-from crosscoop.predictor import read_network
+from crosscoop.predictor import find_checkpoint, read_network
 
 
 def export(
@@ -71,17 +71,6 @@ def export(
     except OSError as error:
         raise CrosscoopError(f"{path}: cannot be written ({error}). Give another --output.") from error
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {', '.join(about.outputs)}")
-
-
-def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
-    """The checkpoint that an option names.
-
-    Raises:
-        CrosscoopError: None does, or both.
-    """
-    if bool(ckpt_path) == bool(run):
-        raise CrosscoopError("expected either a checkpoint or --run FOLDER, whose best.ckpt is taken.")
-    return Path(ckpt_path or f"{run}/best.ckpt")
 
 
 def with_outputs(about: About, outputs: list[str] | None) -> About:
