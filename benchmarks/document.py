@@ -8,6 +8,8 @@ from benchmarks.measure import Row
 SECTIONS = {
     "metric": "Mean IoU",
     "pipelines": "Training pipelines",
+    "training": "Training steps",
+    "start": "Start",
 }
 """The comparisons in order, by the name of their module."""
 

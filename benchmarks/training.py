@@ -1,0 +1,102 @@
+"""Training steps: what the exchange costs, and the pair against two networks of segmentation-models-pytorch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from segmentation_models_pytorch import DeepLabV3Plus
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from benchmarks.measure import Row, Setting, compare, peak_memory, row
+from crosscoop.loss import CrossEntropy
+from crosscoop.network import create_network
+
+PAIRS = {
+    "Xception-65 + ResNet-101": ["xception65", "resnet101"],
+    "MobileNetV2 + EfficientNet-Lite0": ["mobilenetv2_100", "tf_efficientnet_lite0"],
+}
+CLASSES = 21
+
+
+def run(setting: Setting) -> list[Row]:
+    """Time and peak memory of a step, for a heavy pair and a light one."""
+    pairs = setting.pick({"tiny pair": ["test_resnet", "test_byobnet"]}, PAIRS)
+    size, batch = setting.pick((64, 2), (256, 2))  # smp takes multiples of 16 only
+    options = (size, batch, setting.device)
+    rows = []
+    for name, branches in pairs.items():
+        image = f"at {size} x {size}, batch {batch}"
+        arms = {
+            f"step with cross_c1_c2 and add, {name}, {image}": (
+                ["cooperative", branches, "cross_c1_c2", False],
+                "the same pair with none",
+                ["cooperative", branches, "none", False],
+                1.03,
+            ),
+            f"step with none and separable heads, {name}, {image}": (
+                ["cooperative", branches, "none", True],
+                "two smp DeepLabV3Plus in turn",
+                ["smp", branches],
+                1.0,
+            ),
+        }
+        for what, (ours, against, theirs, target) in arms.items():
+            steps = [step_of(options, *arm) for arm in (ours, theirs)]
+            rows.append(compare(what, steps[0], against, steps[1], setting, at_most=target, repeats=7))
+            del steps
+            if not setting.quick:
+                first, second = (peak_memory("benchmarks.training:step_of", options, *arm) for arm in (ours, theirs))
+                memory = {"at_most": target, "unit": "MiB"}
+                rows.append(row(f"peak memory of the {what}", [first["peak"]], against, [second["peak"]], **memory))
+                rows[-1]["note"] = f"added by the steps: {first['added']:.0f} and {second['added']:.0f} MiB"
+    return rows
+
+
+def step_of(options: Sequence[Any], kind: str, *arguments: Any) -> Callable[[], None]:
+    """A training step of a pair, or of two smp networks in turn.
+
+    Args:
+        options: Side of the square image, batch size, device.
+        kind: `cooperative` or `smp`.
+        arguments: What the kind needs.
+    """
+    size, batch, device = options
+    torch.manual_seed(0)
+    image = torch.rand(batch, 3, size, size, device=device)
+    mask = torch.randint(CLASSES, (batch, size, size), device=device)
+    make = cooperative if kind == "cooperative" else smp
+    steps = [_step(network, image, mask, device) for network in make(*arguments)]
+
+    def work() -> None:
+        for step in steps:
+            step()
+
+    return work
+
+
+def _step(network: nn.Module, image: Tensor, mask: Tensor, device: str) -> Callable[[], None]:
+    network.to(device).train()
+    loss, optimizer = CrossEntropy(), SGD(network.parameters(), lr=0.007, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        outputs = network(image)
+        losses = [loss(logits, mask) for logits in (outputs if isinstance(outputs, list) else [outputs])]
+        sum(losses[1:], losses[0]).backward()
+        optimizer.step()
+
+    return step
+
+
+def cooperative(branches: Sequence[str], strategy: str, separable: bool) -> list[nn.Module]:
+    """Our pair, one network."""
+    return [create_network(branches, CLASSES, strategy=strategy, separable=separable)]
+
+
+def smp(branches: Sequence[str]) -> list[nn.Module]:
+    """A DeepLabV3Plus for each encoder; as many parameters and multiply-adds as our branches with separable heads."""
+    return [
+        DeepLabV3Plus(f"tu-{name}", encoder_weights=None, decoder_atrous_rates=(6, 12, 18), classes=CLASSES)
+        for name in branches
+    ]
