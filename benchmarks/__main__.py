@@ -54,7 +54,9 @@ def main() -> None:
 def machine() -> dict[str, str]:
     """What it runs on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
     about = {"cpu": model, "threads": str(torch.get_num_threads()), "python": platform.python_version()}
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()

@@ -40,4 +40,7 @@ def line(row: Row) -> str:
     ours, theirs = (amount(row[side], row) for side in ("ours", "theirs"))
     what = "times as fast" if row["faster"] else "ours : theirs"
     return f"| {row['what']} | {row['against']} | {ours} | {theirs} | {ratio} {what} | {target} |"
-def write(a,b): pass
+
+
+def write(a, b):
+    pass

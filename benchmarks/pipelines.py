@@ -42,11 +42,16 @@ def run(setting: Setting) -> list[Row]:
             prepare_data(SegmentationData(dataset), str(place / "prepared"))
             samples = [s for s in dataset.samples(dataset.train_split) if isinstance(s, FileSample)][:number]
             for form in ("files", "prepared"):
-                data = SegmentationData(dataset, crop_size=crop, prepared=str(place / form) if form != "files" else None)
+                data = SegmentationData(
+                    dataset, crop_size=crop, prepared=str(place / form) if form != "files" else None
+                )
                 training_set = data.train_dataloader().dataset
                 pairs = [(index, 0) for index in range(len(samples))]
                 own = worker(pairs, training_set.__getitem__, collate)  # type: ignore[attr-defined]
-                for peer, transform in (("torchvision's reference", torchvision(crop)), ("albumentations", naive(crop))):
+                for peer, transform in (
+                    ("torchvision's reference", torchvision(crop)),
+                    ("albumentations", naive(crop)),
+                ):
                     row = compare(
                         f"{name} at {crop}, {'decoding files' if form == 'files' else 'prepared'}",
                         own,

@@ -62,6 +62,7 @@ def predict(
     save: str | None = None,
     overwrite: bool = False,
     own_size: bool = False,
+    fast: bool = False,
     device: str | None = None,
     inference: Inference = Inference(),  # noqa: B008
 ) -> None:
@@ -89,6 +90,8 @@ def predict(
             default) are one .mp4 without legend, its sides even as the codec demands; all else is a file per frame.
         overwrite: Whether to replace what exists.
         own_size: Whether the network sees each image in its own size, even if it was trained on resized ones.
+        fast: Whether to compute in bfloat16, with folded batch norms: about twice as fast on processors made for it;
+            probabilities change by about a hundredth.
         device: Where to run, such as cpu or cuda:1; by default a GPU if there is one.
         inference: How the logits of an image come about.
 
@@ -110,7 +113,7 @@ def predict(
     place = root.resolve()
     results = Results(Path(output or Path(run or checkpoint.parent) / "images" / place.name), kinds, overwrite)
     files = {} if is_video else by_name(found, root)
-    predictor = load(checkpoint, inference, device, own_size)
+    predictor = load(checkpoint, inference, device, own_size, fast)
     try:
         results.claim({"images": str(place), "checkpoint": sha256(checkpoint), "protocol": predictor.describe()})
         if is_video:

@@ -304,3 +304,18 @@ def test_help_needs_no_torch():
     code = "import sys; from crosscoop.cli import main; main(['--help']); print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "usage: crosscoop" in output and output.endswith("False\n")
+
+
+def test_fast_is_nearly_the_same(checkpoint, predictor, image):
+    fast = crosscoop.load(checkpoint, fast=True)
+    assert fast.describe() == predictor.describe() + ", fast (bfloat16)"
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.network.modules())
+    expected, prediction = predictor(image), fast(image)
+    assert not np.array_equal(prediction.probabilities, expected.probabilities)
+    assert np.allclose(prediction.probabilities, expected.probabilities, atol=0.02)
+    assert (prediction.labels == expected.labels).mean() > 0.9
+
+
+def test_only_networks_of_checkpoints_can_be_made_fast():
+    with pytest.raises(CrosscoopError, match="fast: got a Identity, expected the network of a checkpoint"):
+        Predictor(nn.Identity(), ["a"], [(0, 0, 0)], fast=True)
