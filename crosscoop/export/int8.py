@@ -1,0 +1,190 @@
+"""int8 by ONNX Runtime's static quantisation, and what it costs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from crosscoop.data.files import FileSample
+from crosscoop.data.pipeline import EvaluationSet, Item
+from crosscoop.errors import CrosscoopError
+from crosscoop.export.onnx import OnnxNetwork
+from crosscoop.labels import upsampled_labels
+from crosscoop.metrics import ConfusionMatrix, Scores
+from crosscoop.predict import find_images
+from crosscoop.predictor import read_checkpoint
+from crosscoop.report.runs import open_data
+from crosscoop.results import percent
+
+CALIBRATION_IMAGES = 32
+
+EQUAL = 0.9
+"""Least share of labels that quantisation must leave; less is a mistake, not rounding."""
+
+
+@dataclass
+class Images:
+    """Images to calibrate with, and images to compare on.
+
+    Attributes:
+        calibration: At most `CALIBRATION_IMAGES`.
+        comparison: The images on which float and int8 are compared.
+        protocol: Says which, and how they are seen.
+    """
+
+    calibration: Sequence[Item]
+    comparison: Sequence[Item]
+    protocol: str
+
+
+def images_of(checkpoint: Path, folder: str | None, resize: Sequence[int] | None) -> Images:
+    """Training images of a run to calibrate with and its test split to compare on, or a folder's images for both.
+
+    Args:
+        checkpoint: Knows the run's data.
+        folder: A folder, glob or list of images; without masks there will be no mIoU.
+        resize: Height and width that a folder's images are resized to; None for their own.
+
+    Raises:
+        CrosscoopError: There are no images.
+    """
+    if folder is not None:
+        paths = sorted(find_images(Path(folder))[1])
+        if not paths:
+            raise CrosscoopError(f"calibration: got no image in {folder}, expected some, such as 32.")
+        own = EvaluationSet([FileSample(str(path), path, None, 255) for path in paths], resize, None)
+        return Images(spread(own), spread(own), f"{folder}, images without labels")
+    if checkpoint.suffix != ".ckpt":
+        raise CrosscoopError(f"calibration: got none for {checkpoint}, expected a folder of images.")
+    data = open_data(read_checkpoint(checkpoint)["crosscoop"]["config"])
+    split = data.dataset.test_split
+    train, test = data.evaluation_set(data.dataset.train_split), data.evaluation_set(split)
+    about = data.protocol(split, len(test))
+    return Images(spread(train), test, f"{about['dataset']} {split}, {len(test)} images, {about['evaluation']}")  # type: ignore[arg-type]
+
+
+def spread(images: EvaluationSet) -> Sequence[Item]:
+    """Some images from all over a set."""
+    chosen = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)
+    return EvaluationSet(  # type: ignore[return-value]
+        [images.samples[index] for index in chosen], images.resize, images.center_crop, images.num_classes
+    )
+
+
+def scaled(item: Item) -> Tensor:
+    """An item's image as a network takes it: `(1, 3, H, W)` RGB in [0, 1]."""
+    return item["image"][None].float() / 255
+
+
+def quantize(source: Path, path: Path, images: Sequence[Item], metadata: dict[str, str]) -> None:
+    """Write an .onnx file whose weights and maps are int8: per channel, in QDQ form.
+
+    Args:
+        source: The float network.
+        path: The file to write.
+        images: They show which values occur.
+        metadata: The new file's.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.inputs: Iterator[dict[str, Any]] = (
+                {"image": scaled(images[index]).numpy()} for index in range(len(images))
+            )
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.inputs, None)
+
+    with TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+@dataclass
+class Measured:
+    """What a network did on some images.
+
+    Attributes:
+        network: The network.
+        confusion: Pixels by true and predicted class, by output name.
+        seconds: The time of each image.
+        equal: For each image and output, the share of its labels that are the first network's.
+    """
+
+    network: OnnxNetwork
+    confusion: dict[str, ConfusionMatrix]
+    seconds: list[float] = field(default_factory=list)
+    equal: list[float] = field(default_factory=list)
+
+
+def compare(paths: Sequence[Path], items: Sequence[Item], class_names: Sequence[str]) -> list[Measured]:
+    """Run networks in turn on the same images.
+
+    Args:
+        paths: .onnx files with the same outputs, the first of which is the reference.
+        items: The images and masks.
+        class_names: One name per class.
+    """
+    networks = [OnnxNetwork(path) for path in paths]
+    measured = [Measured(net, {name: ConfusionMatrix(len(class_names)) for name in net.outputs}) for net in networks]
+    for index in range(len(items)):
+        item = items[index]
+        expected: dict[str, Tensor] = {}
+        for one in measured:
+            started = perf_counter()
+            outputs = one.network(scaled(item))
+            one.seconds.append(perf_counter() - started)
+            for name, logits in outputs.items():
+                labels = upsampled_labels(logits, item["mask"].shape)
+                one.confusion[name].update(labels, item["mask"][None].long())
+                reference = expected.setdefault(name, labels)
+                one.equal.append(float((labels == reference).float().mean()))
+    return measured
+
+
+def to_table(named: dict[str, Measured], sizes: Sequence[int], class_names: Sequence[str], protocol: str) -> Table:
+    """Size, time, agreement and mIoU of every network.
+
+    Args:
+        named: The networks.
+        sizes: Their files' bytes.
+        class_names: One name per class.
+        protocol: On which images.
+    """
+    outputs = list(next(iter(named.values())).confusion)
+    headings = ["MiB", "ms per image", "equal labels", *(f"mIoU {name}" for name in outputs)]
+    table = Table("", *headings, caption=f"{protocol}; ONNX Runtime, {torch.get_num_threads()} threads; in per cent")
+    for (name, one), size in zip(named.items(), sizes, strict=True):
+        scores = [Scores(confusion.compute(), class_names) for confusion in one.confusion.values()]
+        table.add_row(
+            name,
+            f"{size / 2**20:.1f}",
+            f"{1000 * median(one.seconds):.1f}",
+            percent(float(np.mean(one.equal))),
+            *(percent(score.miou if score.true.sum() else None) for score in scores),
+        )
+    return table
