@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from crosscoop.command import run
 
             run(function, command, options)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            raise SystemExit(130) from None  # Lightning says 1
+        raise
     except CrosscoopError as error:
         # From a data loader's worker the message arrives at the end of that process's stack trace.
         fail(str(error).rpartition("crosscoop.errors.CrosscoopError: ")[2].strip())

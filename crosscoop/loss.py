@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,7 +41,7 @@ class CrossEntropy(Loss):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """The mean over labelled pixels.
+        """The mean over labelled pixels; in training, over those of all ranks (see `share`).
 
         Args:
             logits: `(N, num_classes, H, W)`.
@@ -55,6 +56,21 @@ class CrossEntropy(Loss):
             label_smoothing=self.label_smoothing,
         )
         labelled = mask != VOID
-        if self.weight is None:
-            return total / labelled.sum().clamp(min=1)
-        return total / self.weight[mask[labelled]].sum().clamp(min=1e-12)
+        count = labelled.sum().float() if self.weight is None else self.weight[mask[labelled]].sum()
+        return total / (share(count) if self.training else count).clamp(min=1e-12)
+
+
+def share(count: Tensor) -> Tensor:
+    """The mean of a count over the ranks.
+
+    A sum of losses divided by it has, averaged over the ranks as DDP does, the gradients of the joined batch; divided
+    by each rank's own count it would weigh the pixels of a rank with much void more.
+
+    Args:
+        count: A scalar; every rank calls this.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return count
+    total = count.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

@@ -1,5 +1,7 @@
 """`crosscoop fit`, `validate`, `test` and `predict`: Lightning's command line around our network, task and data."""
 
+import os
+import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -11,10 +13,21 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import class_from_function
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins import TorchCheckpointIO
 
-from crosscoop.callbacks import OutputComparison, PredictionImages, PredictionWriter, RunFolder, SkippedSamples
+from crosscoop.callbacks import (
+    LastCheckpoint,
+    NonFinite,
+    OutputComparison,
+    PredictionImages,
+    PredictionWriter,
+    RunFolder,
+    SkippedSamples,
+)
+from crosscoop.checkpoint_io import WholeFiles, is_whole
 from crosscoop.compatibility import check_fits
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
@@ -43,6 +56,8 @@ class TrainingCLI(LightningCLI):
         parser.add_class_arguments(class_from_function(create_network), "network", sub_configs=True)
         parser.add_class_arguments(Inference, "inference", sub_configs=True)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(NonFinite, "nonfinite")
         parser.add_lightning_class_args(PredictionImages, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(OutputComparison, "comparison")
@@ -76,20 +91,18 @@ class TrainingCLI(LightningCLI):
         self.given = given
         self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
         if self.subcommand == "fit":
-            last = run / "last.ckpt"
-            if last.exists() and not (config.resume or config.ckpt_path):
+            requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # the same command once more
+            if (run / "last.ckpt").exists() and not (config.resume or requeued or config.ckpt_path):
                 raise CrosscoopError(
                     f"{run} already holds a run. Add --resume to go on with it, or give another folder with --run."
                 )
-            if config.resume and last.exists():
-                config.ckpt_path = str(last)
+            if config.resume or (requeued and not config.ckpt_path):
+                config.ckpt_path = newest_whole(run) or config.ckpt_path
         else:
             config.network.pretrained = False  # the checkpoint brings all weights
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
-        # Lightning's own `save_last` renews last.ckpt only when best.ckpt is renewed.
-        last_epoch = ModelCheckpoint(run, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-        self.trainer_defaults["callbacks"] = [last_epoch, SkippedSamples()]
+        self.trainer_defaults["callbacks"] = SkippedSamples()
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in loggers:
             if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in (None, "", "."):
@@ -108,6 +121,31 @@ class TrainingCLI(LightningCLI):
             weights = {key: value for key, value in self.model.state_dict().items() if key.startswith("network.")}
             check_fits(checkpoint, self.given, names, weights, self.subcommand == "fit")
 
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """The trainer, with checkpoints that are whole or not there."""
+        trainer = super().instantiate_trainer(**options)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+        return trainer
+
+
+def newest_whole(run: Path) -> str | None:
+    """The checkpoint to go on from, None if there is none.
+
+    Raises:
+        CrosscoopError: There are checkpoints, and all are broken.
+    """
+    checkpoints = [path for name in ("last.ckpt", "best.ckpt") if (path := run / name).exists()]
+    for path in checkpoints:
+        if is_whole(path):
+            return str(path)
+        print(f"{path} is not whole: it is left out.", file=sys.stderr)
+    if checkpoints:
+        raise CrosscoopError(
+            f"{run}: no checkpoint is whole, expected one to go on from. Give another with --ckpt_path."
+        )
+    return None
+
 
 def main(arguments: Sequence[str]) -> None:
     """Run one of Lightning's commands.
@@ -117,6 +155,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     command, *options = arguments
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # ours can
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
 
     class OneCommand(TrainingCLI):

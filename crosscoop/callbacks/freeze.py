@@ -17,6 +17,10 @@ class FreezeBatchNorm(pl.Callback):
     def __init__(self, affine: bool = False, heads: bool = False) -> None:
         self.affine, self.heads = affine, heads
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Freeze; a run that goes on within an epoch does not start it again."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put batch norm into evaluation mode, which Lightning restores after each validation."""
         assert isinstance(pl_module, CooperativeSegmentation)

@@ -2,6 +2,7 @@
 
 import csv
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from crosscoop import __version__
+from crosscoop.data.files import replacing
 from crosscoop.pictures import save_confusion
 from crosscoop.results import confusion_record, describe, to_record, to_table, write_json
 from crosscoop.task import CooperativeSegmentation
@@ -72,7 +74,7 @@ class RunFolder(pl.Callback):
         for name, figures in record["outputs"].items():
             row |= {f"val/miou/{name}": figures["miou"], f"val/pixel_accuracy/{name}": figures["pixel_accuracy"]}
         self.history.append(row)
-        with (self._folder(trainer) / "history.csv").open("w", newline="") as file:
+        with replacing(self._folder(trainer) / "history.csv") as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
             writer.writerows(self.history)
@@ -97,7 +99,7 @@ class RunFolder(pl.Callback):
         """Say how to go on after Ctrl-C or an error."""
         folder = self._folder(trainer)
         if trainer.state.fn == "fit" and (folder / "last.ckpt").exists():
-            print(f"\nTo go on after the last finished epoch: crosscoop fit --run {folder} --resume", file=sys.stderr)
+            print(f"\nTo go on: crosscoop fit --run {shlex.quote(str(folder))} --resume", file=sys.stderr)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -112,12 +114,16 @@ class RunFolder(pl.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """History and best figures, which a resumed run goes on with."""
-        return {"history": self.history, "best": self.best}
+        """History and best figures, and what the epoch has brought so far: a resumed run goes on with them."""
+        losses = torch.stack(self.losses).tolist() if self.losses else []
+        seconds = time.monotonic() - self.started
+        return {"history": self.history, "best": self.best, "losses": losses, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
         self.history, self.best = state_dict["history"], state_dict["best"]
+        self.losses = [torch.tensor(loss) for loss in state_dict.get("losses", [])]
+        self.started = time.monotonic() - state_dict.get("seconds", 0)
 
     def _report(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         assert isinstance(module, CooperativeSegmentation)

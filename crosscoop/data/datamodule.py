@@ -1,5 +1,8 @@
 """The data module: a data set, made into batches for Lightning."""
 
+import atexit
+import multiprocessing
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +19,7 @@ from crosscoop.data.dataset import Sample, SegmentationDataset
 from crosscoop.data.files import MissingFilesError
 from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.prepared import prepared_samples
-from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
+from crosscoop.data.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 from crosscoop.data.streets import Streets
 from crosscoop.errors import CrosscoopError
 
@@ -186,7 +189,8 @@ class SegmentationData(pl.LightningDataModule):
     def _loader(
         self, dataset: TrainingSet | EvaluationSet, batch_size: int, sampler: Sampler[Any], drop_last: bool
     ) -> DataLoader[Item]:
-        return DataLoader(
+        loader = TrainingLoader if isinstance(dataset, TrainingSet) else DataLoader
+        return loader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
@@ -195,7 +199,22 @@ class SegmentationData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=undisturbed,
         )
+
+
+def undisturbed(worker: int) -> None:
+    """Leave signals that go to the whole process group to the main process, which ends its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """End workers that an error left: multiprocessing would send SIGTERM, which they do not hear, and wait."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def collate(items: Sequence[Item]) -> Any:

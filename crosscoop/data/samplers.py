@@ -1,7 +1,10 @@
 """Which sample comes when, on which rank."""
 
 from collections.abc import Iterator, Sized
+from itertools import islice
+from typing import Any
 
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 
@@ -20,10 +23,27 @@ class TrainingSampler(DistributedSampler[tuple[int, int]]):
 
     def __init__(self, dataset: Sized, world_size: int, rank: int, seed: int) -> None:
         super().__init__(dataset, world_size, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        self.start = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (index, epoch)."""
-        return ((index, self.epoch) for index in super().__iter__())  # type: ignore[misc]
+        """Yield (index, epoch), from `start` on."""
+        return ((index, self.epoch) for index in islice(super().__iter__(), self.start, None))  # type: ignore[misc]
+
+
+class TrainingLoader(DataLoader[Any]):
+    """Can go on within an epoch, without reading again what came before.
+
+    Its sampler is a `TrainingSampler`. The workers begin when the first batch is asked for: Lightning makes the
+    iterator of a resumed run before it tells the sampler the epoch.
+    """
+
+    skip = 0  # batches to leave out of the next epoch
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the epoch's batches."""
+        self.sampler.start = self.skip * (self.batch_size or 1)  # type: ignore[attr-defined]
+        self.skip = 0
+        yield from super().__iter__()
 
 
 class EvaluationSampler(DistributedSampler[int]):

@@ -1,0 +1,191 @@
+"""A run that was broken off and resumed is the run that never was, bit for bit."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny import PowerCut, assert_equal, crosscoop, fit, load
+from torch.nn.functional import dropout
+
+import crosscoop as package
+from crosscoop import Fusion
+from crosscoop.task import CooperativeSegmentation
+
+EMA = "--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 0.5"
+NOISY = "--network.fusion test_interruption.Noisy"
+OPTIONS = f"{NOISY} --data.dataset.num_train 12 --trainer.max_epochs 3 --data.photometric true"
+
+
+class Noisy(Fusion):
+    """Addition with dropout: a step with randomness of its own."""
+
+    def forward(self, own, received):
+        return own + dropout(received, 0.5, self.training)
+
+
+def in_a_process(folder, options, prelude=""):
+    """A training in a process of its own; `prelude` is code that it runs first."""
+    code = f"import tiny, pathlib, test_interruption\n{prelude}\ntiny.fit(pathlib.Path({str(folder)!r}), {options!r})"
+    environment = {**os.environ, "PYTHONPATH": f"{Path(tiny.__file__).parent}:{Path(package.__file__).parents[1]}"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def read_history(folder):
+    with (folder / "history.csv").open() as file:
+        return [row | {"seconds": ""} for row in csv.DictReader(file)]
+
+
+def assert_same(whole, parts):
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = load(whole / name), load(parts / name)
+        for key in ("state_dict", "current_model_state", "averaging_state"):
+            assert_equal(one.get(key, {}), other.get(key, {}))
+        for key in ("epoch", "global_step", "lr_schedulers"):
+            assert one[key] == other[key], key
+        states = [each["optimizer_states"][0]["state"] for each in (one, other)]
+        assert states[0].keys() == states[1].keys()
+        for number, state in states[0].items():
+            assert all(torch.equal(value, states[1][number][key]) for key, value in state.items() if value is not None)
+        scores = [[state.get("best_model_score") for key, state in each["callbacks"].items() if "monitor" in key]
+                  for each in (one, other)]  # fmt: skip
+        assert scores[0] == scores[1] and len(scores[0]) == 1
+        steps = [each["loops"]["fit_loop"]["epoch_loop.state_dict"] for each in (one, other)]
+        assert steps[0] == steps[1]  # under which the loggers write
+    assert read_history(whole) == read_history(parts)
+    assert json.loads((whole / "metrics.json").read_text()) == json.loads((parts / "metrics.json").read_text())
+
+
+class Cut(PowerCut):
+    """The power cut of these tests."""
+
+
+def cut_at(monkeypatch, hook, times):
+    """Break off when Lightning calls a hook of the network for the n-th time."""
+    original, calls = getattr(CooperativeSegmentation, hook), []
+
+    def counting(self, *arguments):
+        calls.append(1)
+        if len(calls) == times:
+            raise Cut
+        return original(self, *arguments)
+
+    monkeypatch.setattr(CooperativeSegmentation, hook, counting)
+
+
+@pytest.mark.parametrize(("hook", "times", "options"), [
+    ("training_step", 9, "--last.every_n_steps 1"),  # within the second epoch
+    ("training_step", 9, "--last.every_n_steps 1 --data.num_workers 2"),
+    ("training_step", 10, "--last.every_n_steps 2 --trainer.accumulate_grad_batches 2"),
+    ("validation_step", 5, "--data.num_workers 1"),
+    ("validation_step", 5, "--trainer.val_check_interval 0.5"),
+    ("training_step", 11, "--last.every_n_steps 1 --trainer.val_check_interval 0.5"),
+    ("training_step", 5, "--last.every_n_steps 1 --trainer.max_epochs -1 --trainer.max_steps 14"),
+    ("training_step", 8, "--trainer.max_epochs -1 --trainer.max_steps 14"),  # from the end of an epoch
+    ("training_step", 8, "--last.every_n_steps 1 --trainer.check_val_every_n_epoch 2"),
+])  # fmt: skip
+def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, hook, times, options):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(whole, OPTIONS, options, EMA)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(patch, hook, times)
+        fit(parts, OPTIONS, options, EMA)
+    crosscoop("fit", "--run", parts, "--resume")
+    assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(tmp_path, kills):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = f"{OPTIONS} {EMA} --data.num_workers 1 --trainer.max_epochs {2 + kills // 2} --last.every_n_steps 1"
+    fit(whole, options)
+    moments = random.Random(kills)
+    for _ in range(kills):
+        process = in_a_process(parts, f"{options} --resume", "print('begun', flush=True)")
+        process.stdout.readline()
+        time.sleep(moments.uniform(0.5, 6))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    crosscoop("fit", "--run", parts, "--resume")
+    assert_same(whole, parts)
+
+
+def test_checkpoint_half_written_does_not_count(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(whole, OPTIONS, EMA)
+    prelude = (
+        "import os, signal, torch\nwrite, calls = torch.save, []\n"
+        + """
+def save(content, file):
+    calls.append(1)
+    write(content, file)
+    if len(calls) == 5:
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save
+"""
+    )
+    process = in_a_process(parts, f"{OPTIONS} {EMA}", prelude)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(parts.glob(".*.ckpt"))) == 1
+    crosscoop("fit", "--run", parts, "--resume")
+    assert list(parts.glob(".*.ckpt")) == []
+    assert_same(whole, parts)
+
+
+# -- signals
+
+
+@pytest.mark.parametrize(("number", "where", "options"), [
+    (signal.SIGTERM, "training_step", "--data.num_workers 1"),
+    (signal.SIGUSR1, "validation_step", ""),
+    (signal.SIGINT, "training_step", "--trainer.accumulate_grad_batches 2"),
+])  # fmt: skip
+def test_signal_saves_the_state_and_says_how_to_go_on(tmp_path, number, where, options):
+    whole, parts = tmp_path / "whole", tmp_path / "a run"
+    fit(whole, OPTIONS, options, EMA)
+    prelude = f"""
+import os
+from crosscoop.task import CooperativeSegmentation as Task
+step, calls = Task.{where}, []
+def signalled(*arguments):
+    calls.append(1)
+    if len(calls) == 3:
+        os.killpg(os.getpgid(0), {int(number)})
+    return step(*arguments)
+Task.{where} = signalled
+"""
+    process = in_a_process(parts, f"{OPTIONS} {options} {EMA}", prelude)
+    output = process.communicate()[0]
+    assert process.returncode == 128 + number, output
+    assert f"crosscoop fit --run '{parts}' --resume" in output and "Traceback" not in output
+    step = {"training_step": 3, "validation_step": 6}[where] // (2 if "accumulate" in options else 1)
+    assert load(parts / "last.ckpt")["global_step"] == step + ("accumulate" in options)
+    crosscoop("fit", "--run", parts, "--resume")
+    assert_same(whole, parts)
+
+
+def test_signal_before_the_first_step_leaves_a_run_to_begin(tmp_path):
+    process = in_a_process(tmp_path, OPTIONS, "import os\nfrom crosscoop.data import Streets\n"
+        "Streets.prepare = lambda self: os.kill(os.getpid(), 2)")  # fmt: skip
+    output = process.communicate()[0]
+    assert process.returncode == 130 and "Traceback" not in output, output
