@@ -1,13 +1,14 @@
 # make demo   set up, train and evaluate the proposed method on generated street scenes, in a few minutes
 # make test   set up, run the test suite and the notebooks
 # make lint   set up, check style and types
+# make benchmarks   set up, compare with other packages, write docs/benchmarks.md
 # TORCH names the torch to install, e.g. TORCH="torch==2.14.1 torchvision==0.29.1"; PYTHON the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 TORCH ?= torch torchvision
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint benchmarks clean
 
 demo: .venv/demo
 	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
@@ -25,6 +26,9 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+benchmarks: .venv/dev
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf .venv build crosscoop.egg-info

@@ -23,7 +23,9 @@ VERSIONS = (*VERSIONS, "albumentations", "opencv-python-headless", "onnxruntime"
 def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(document.SECTIONS)}; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(document.SECTIONS)}; default: all"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written: only to see that it runs")
     parser.add_argument("--document", action="store_true", help="only write the document anew, from earlier results")
     parser.add_argument("--voc", help="folder of PASCAL VOC 2012; default: generated files of its size")

@@ -1,4 +1,4 @@
-"""How things are measured: A and B in turn in one process, medians and quartiles; peak memory in processes of their own."""
+"""How things are measured: A and B in turn in one process, medians and quartiles; peak memory in a process apart."""
 
 import json
 import statistics

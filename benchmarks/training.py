@@ -40,10 +40,18 @@ def run(setting: Setting) -> list[Row]:
                 ["smp", branches],
                 1.0,
             ),
+            f"step with none, separable heads and --model.channels_last true, {name}, {image}": (
+                ["cooperative", branches, "none", True, True],
+                "two smp DeepLabV3Plus in turn",
+                ["smp", branches],
+                1.0,
+            ),
         }
         for what, (ours, against, theirs, target) in arms.items():
             steps = [step_of(options, *arm) for arm in (ours, theirs)]
-            rows.append(compare(what, steps[0], against, steps[1], setting, at_most=target, repeats=7))
+            rows.append(
+                compare(what, steps[0], against, steps[1], setting, at_most=target, repeats=3 if "101" in name else 7)
+            )
             del steps
             if not setting.quick:
                 first, second = (peak_memory("benchmarks.training:step_of", options, *arm) for arm in (ours, theirs))
@@ -89,14 +97,17 @@ def _step(network: nn.Module, image: Tensor, mask: Tensor, device: str) -> Calla
     return step
 
 
-def cooperative(branches: Sequence[str], strategy: str, separable: bool) -> list[nn.Module]:
+def cooperative(
+    branches: Sequence[str], strategy: str, separable: bool, channels_last: bool = False
+) -> list[nn.Module]:
     """Our pair, one network."""
-    return [create_network(branches, CLASSES, strategy=strategy, separable=separable)]
+    network: nn.Module = create_network(branches, CLASSES, strategy=strategy, separable=separable)
+    return [network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)]
 
 
-def smp(branches: Sequence[str]) -> list[nn.Module]:
+def smp(branches: Sequence[str], classes: int = CLASSES) -> list[nn.Module]:
     """A DeepLabV3Plus for each encoder; as many parameters and multiply-adds as our branches with separable heads."""
     return [
-        DeepLabV3Plus(f"tu-{name}", encoder_weights=None, decoder_atrous_rates=(6, 12, 18), classes=CLASSES)
+        DeepLabV3Plus(f"tu-{name}", encoder_weights=None, decoder_atrous_rates=(6, 12, 18), classes=classes)
         for name in branches
     ]

@@ -1,0 +1,126 @@
+"""How time and memory of a training step grow, what its parts take, and how far it is from the machine's own limit."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Row, Setting, in_turn, now, peak_memory, quartiles, row
+from benchmarks.training import PAIRS, cooperative
+from crosscoop.loss import CrossEntropy
+from crosscoop.network.exchange import Exchange
+
+BASE = {"size": 256, "classes": 21, "batch": 2, "branches": 2}
+
+
+def run(setting: Setting) -> list[Row]:
+    """A light pair; one of size, classes, batch and branches at a time."""
+    light = setting.pick(["test_resnet", "test_byobnet"], PAIRS["MobileNetV2 + EfficientNet-Lite0"])
+    base = setting.pick({**BASE, "size": 32}, BASE)
+    values = {
+        "size": [128, 256, 384, 512],
+        "classes": [2, 21, 80, 150],
+        "batch": [1, 2, 4, 8],
+        "branches": [1, 2, 3, 4],
+    }
+    rows = []
+    for key, steps in values.items():
+        for value in steps[: setting.pick(2, 4)] if key != "size" or not setting.quick else [32, 64]:
+            options = {**base, key: value}
+            (seconds,) = in_turn([step_of(light, setting.device, **options)], setting.pick(1, 3), setting.device)
+            point = row(f"{key} {value}", seconds, "", seconds)
+            memory = {"added": 0.0} if setting.quick else peak_memory("benchmarks.growth:step", light, options)
+            rows.append({**point, "growth": [key, value], "memory": memory["added"]})
+    return [*rows, *shares(light, setting, base), *limit(light, setting, base)]
+
+
+def step(light: list[str], options: dict[str, int]) -> Callable[[], None]:
+    """A step on the CPU, for `peak_memory`."""
+    return step_of(light, "cpu", **options)
+
+
+def step_of(light: list[str], device: str, size: int, classes: int, batch: int, branches: int) -> Callable[[], None]:
+    """Forward, loss and backward of as many branches, connected if they are two."""
+    from crosscoop.network import create_network
+
+    strategy = "cross_c1_c2" if branches == 2 else "none"
+    network = create_network((light * 2)[:branches], classes, strategy=strategy).to(device).train()
+    image = torch.rand(batch, 3, size, size, device=device)
+    mask = torch.randint(classes, (batch, size, size), device=device)
+    loss = CrossEntropy()
+
+    def work() -> None:
+        network.zero_grad()
+        losses = [loss(logits, mask) for logits in network(image)]
+        sum(losses[1:], losses[0]).backward()
+
+    return work
+
+
+def shares(light: list[str], setting: Setting, base: dict[str, int]) -> list[Row]:
+    """Seconds of the parts of a forward, by hooks: the exchange, the heads, the backbones."""
+    (network,) = cooperative(light, "cross_c1_c2", False)
+    network.to(setting.device).train()
+    image = torch.rand(base["batch"], 3, base["size"], base["size"], device=setting.device)
+    seconds: dict[str, list[float]] = defaultdict(lambda: [0.0])
+    for part, module in parts(network):
+        watch(module, seconds, part, setting.device)
+    repeats = setting.pick(1, 5)
+    with torch.no_grad():
+        network(image)
+        seconds.clear()
+        for _ in range(repeats):
+            network(image)
+    total = sum(spent[0] for spent in seconds.values())
+    return [
+        row(f"share of {part} in a forward", [spent[0] / total * 100], "", [100.0], unit="%")
+        for part, spent in seconds.items()
+    ]
+
+
+def parts(network: Any) -> list[tuple[str, nn.Module]]:
+    """The modules whose time is measured, none inside another."""
+    found = [("the exchange", module) for module in network.modules() if isinstance(module, Exchange)]
+    for branch in network.branches:
+        found.append(("the backbones", branch.backbone))
+        found += [("ASPP", module) for module in (*branch.aspp.layers, branch.aspp.project)]
+        decoder = branch.decoder
+        found += [("decoder and classifier", module) for module in (decoder.project, decoder.first, decoder.second)]
+        found.append(("decoder and classifier", branch.classifier))
+    return found
+
+
+def watch(module: nn.Module, seconds: dict[str, list[float]], part: str, device: str) -> None:
+    """Add up a module's seconds."""
+    begins: list[float] = []
+    module.register_forward_pre_hook(lambda *_: begins.append(now(device)))
+
+    def end(*_: Any) -> None:
+        seconds[part][0] += now(device) - begins.pop()
+
+    module.register_forward_hook(end)
+
+
+def limit(light: list[str], setting: Setting, base: dict[str, int]) -> list[Row]:
+    """Multiply-adds per second of a step (three times those of a forward) and of one large convolution."""
+    heavy = setting.pick(light, PAIRS["Xception-65 + ResNet-101"])
+    large = torch.rand(2, 256, *setting.pick((8, 8), (64, 64)), device=setting.device)
+    weight = torch.rand(256, 256, 3, 3, device=setting.device)
+    rows = []
+    for name, branches in {"light pair": light, "Xception-65 + ResNet-101": heavy}.items():
+        (network,) = cooperative(branches, "cross_c1_c2", False)
+        image = torch.rand(base["batch"], 3, base["size"], base["size"])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(image)
+        work = step_of(branches, setting.device, **base)
+        convolve = lambda: functional.conv2d(large, weight, padding=1)  # noqa: E731
+        steps, convolutions = in_turn([work, convolve], setting.pick(1, 3), setting.device)
+        own = [3 * counter.get_total_flops() / 2e9 / spent for spent in steps]
+        best = [large.numel() * weight[..., 0, 0].numel() * 9 / 256 / 1e9 / spent for spent in convolutions]
+        rows.append(row(f"{name}: step", own, "a convolution of 256 channels", best, unit="G multiply-adds / s"))
+    print(f"median of the large convolution: {1000 * quartiles(convolutions)[1]:.1f} ms")
+    return rows

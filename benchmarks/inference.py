@@ -1,0 +1,57 @@
+"""Inference of one image: the pair as `crosscoop predict --fast` runs it, against two smp networks in eager mode."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.measure import Row, Setting, in_turn, row
+from benchmarks.training import CLASSES, PAIRS, smp
+from crosscoop.data.palette import colormap
+from crosscoop.network import CooperativeNetwork, create_network
+from crosscoop.predictor import Predictor
+
+
+def run(setting: Setting) -> list[Row]:
+    """One image of VOC's size and one of Cityscapes', from a tensor to the logits of both branches and their sum."""
+    rows = []
+    pairs = setting.pick({"tiny pair": ["test_resnet", "test_byobnet"]}, PAIRS)
+    for name, branches in pairs.items():
+        network = realistic(create_network(branches, CLASSES, strategy="cross_c1_c2", separable=True), setting)
+        names, palette = [str(i) for i in range(CLASSES)], list(colormap(CLASSES))
+        plain, fast = (Predictor(network, names, palette, device=setting.device, fast=on) for on in (False, True))
+        peers = [peer.eval().to(setting.device) for peer in smp(branches)]
+        for height, width in setting.pick([(33, 49)], [(513, 513), (1024, 2048)]):
+            image = torch.randint(256, (1, 3, height, width), dtype=torch.uint8)
+            works = [
+                lambda image=image, predictor=fast: predictor.logits(image),
+                lambda image=image, predictor=plain: predictor.logits(image),
+                lambda image=image, peers=peers: theirs(peers, image.to(setting.device)),
+            ]
+            repeats = setting.pick(1, 5 if height == 513 else 3)
+            quick, exact, other = in_turn(works, repeats, setting.device)
+            what, against = f"{name}, one image of {height} x {width}", "two smp DeepLabV3Plus, eager"
+            rows.append(row(f"fast: {what}", quick, against, other, at_most=0.6))
+            rows.append(row(f"plain: {what}", exact, against, other))
+            probabilities = [predictor.logits(image)["ensemble"].float().softmax(1) for predictor in (fast, plain)]
+            difference = float((probabilities[0] - probabilities[1]).abs().max())
+            rows[-2]["note"] = f"largest difference of a probability from plain, {what}: {difference:.4f}"
+    return rows
+
+
+def realistic(network: CooperativeNetwork, setting: Setting) -> CooperativeNetwork:
+    """The network after one forward in training: its batch norms' statistics then fit random weights."""
+    network.train().to(setting.device)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        network(torch.rand(8, 3, 128, 128, device=setting.device) * torch.rand(8, 3, 1, 1, device=setting.device))
+    return network.eval()
+
+
+@torch.inference_mode()
+def theirs(peers: list[nn.Module], image: torch.Tensor) -> list[torch.Tensor]:
+    """Logits of smp's networks, which take sides that are multiples of 16."""
+    height, width = image.shape[-2:]
+    padded = functional.pad(image.float() / 255, (0, -width % 16, 0, -height % 16))
+    return [peer(padded)[..., :height, :width] for peer in peers]
