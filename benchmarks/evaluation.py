@@ -27,7 +27,7 @@ def run(setting: Setting) -> list[Row]:
     what = f"evaluation of top, bottom and ensemble, light pair, {shape[0]} x {shape[1]}"
     against = "smp + torchmetrics MeanIoU"
     ours, channels_last, theirs = (evaluation(kind, *arguments) for kind in ("ours", "channels_last", "theirs"))
-    options = {"at_most": None, "times": 1.0, "items": 2, "repeats": 3}
+    options = {"at_most": None, "times": 1.0, "items": 2, "repeats": 2}
     rows = [
         compare(what, ours, against, theirs, setting, **options),
         compare(f"{what}, --model.channels_last true", channels_last, against, theirs, setting, **options),

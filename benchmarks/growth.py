@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Row, Setting, in_turn, now, peak_memory, quartiles, row
+from benchmarks.measure import Row, Setting, in_turn, now, quartiles, row
 from benchmarks.training import PAIRS, cooperative
 from crosscoop.loss import CrossEntropy
 from crosscoop.network.exchange import Exchange
 
-BASE = {"size": 256, "classes": 21, "batch": 2, "branches": 2}
+BASE = {"size": 128, "classes": 21, "batch": 2, "branches": 2}
 
 
 def run(setting: Setting) -> list[Row]:
@@ -31,16 +31,23 @@ def run(setting: Setting) -> list[Row]:
     for key, steps in values.items():
         for value in steps[: setting.pick(2, 4)] if key != "size" or not setting.quick else [32, 64]:
             options = {**base, key: value}
-            (seconds,) = in_turn([step_of(light, setting.device, **options)], setting.pick(1, 3), setting.device)
-            point = row(f"{key} {value}", seconds, "", seconds)
-            memory = {"added": 0.0} if setting.quick else peak_memory("benchmarks.growth:step", light, options)
-            rows.append({**point, "growth": [key, value], "memory": memory["added"]})
+            work = step_of(light, setting.device, **options)
+            (seconds,) = in_turn([work], setting.pick(1, 2), setting.device)
+            rows.append({**row(f"{key} {value}", seconds, "", seconds), "growth": [key, value], "memory": saved(work)})
     return [*rows, *shares(light, setting, base), *limit(light, setting, base)]
 
 
-def step(light: list[str], options: dict[str, int]) -> Callable[[], None]:
-    """A step on the CPU, for `peak_memory`."""
-    return step_of(light, "cpu", **options)
+def saved(work: Callable[[], None]) -> float:
+    """MiB of the maps that a step keeps for its backward, weights among them."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(kept.values()) / 2**20
 
 
 def step_of(light: list[str], device: str, size: int, classes: int, batch: int, branches: int) -> Callable[[], None]:
@@ -118,7 +125,7 @@ def limit(light: list[str], setting: Setting, base: dict[str, int]) -> list[Row]
             network(image)
         work = step_of(branches, setting.device, **base)
         convolve = lambda: functional.conv2d(large, weight, padding=1)  # noqa: E731
-        steps, convolutions = in_turn([work, convolve], setting.pick(1, 3), setting.device)
+        steps, convolutions = in_turn([work, convolve], setting.pick(1, 2), setting.device)
         own = [3 * counter.get_total_flops() / 2e9 / spent for spent in steps]
         best = [large.numel() * weight[..., 0, 0].numel() * 9 / 256 / 1e9 / spent for spent in convolutions]
         rows.append(row(f"{name}: step", own, "a convolution of 256 channels", best, unit="G multiply-adds / s"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.measure import Row, Setting, row
 
-STEPS = 4
+STEPS = 3
 
 
 def run(setting: Setting) -> list[Row]:
@@ -23,7 +23,7 @@ def run(setting: Setting) -> list[Row]:
     for synchronised in (False, True):
         one: list[float] = []
         two: list[float] = []
-        for _ in range(setting.pick(1, 3)):
+        for _ in range(setting.pick(1, 2)):
             one.append(seconds(1, size, branches, synchronised))
             two.append(seconds(2, size, branches, synchronised))
         name = "synchronised batch norm" if synchronised else "batch norm per process (the default)"

@@ -19,7 +19,7 @@ def run(setting: Setting) -> list[Row]:
     seconds: dict[str, list[float]] = {name: [] for name in ours}
     imports: dict[str, list[float]] = {name: [] for name in ours}
     bare()
-    for _ in range(setting.pick(1, 3)):
+    for _ in range(setting.pick(1, 2)):
         for name, command in ours.items():
             seconds[name].append(command())
             imports[name].append(bare())
