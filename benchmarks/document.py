@@ -43,8 +43,8 @@ SECTIONS = {
     ),
     "growth": (
         "Growth, shares, and the machine's limit",
-        "A training step (forward, losses, backward) of the light pair with dense heads: 128 x 128, 21 classes, batch 2, "
-        "two branches (connected by `cross_c1_c2`; other numbers of branches are not), one of these at a time changed. "
+        "A training step (forward, losses, backward) of the light pair with dense heads: 128 x 128, 21 classes, batch "
+        "2, two branches (connected by `cross_c1_c2`; other numbers are not), one of these changed at a time. "
         "Memory is that of the maps and weights that the forward keeps for the backward. Convolution: 3 x 3, 256 "
         "channels, 64 x 64, batch 2, measured in turn with the step.",
     ),

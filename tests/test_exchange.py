@@ -299,3 +299,29 @@ def test_only_two_branches_connect(number):
 def test_what_is_no_operator_is_refused(fusion, complaint):
     with pytest.raises(CrosscoopError, match=complaint):
         get_fusion(fusion)
+
+
+@pytest.mark.parametrize("fusion", ["add", "average"])
+def test_what_is_the_same_for_both_branches_is_computed_once(fusion):
+    def own_type(channels):  # another type: computed for each branch
+        return type("Own", (FUSIONS[fusion],), {})(channels)
+
+    maps, weight = [torch.randn(2, 4, 5, 6) for _ in range(2)], torch.randn(2, 2, 4, 5, 6)
+    results = []
+    for operator in (FUSIONS[fusion], own_type):
+        leaves = [map.clone().requires_grad_() for map in maps]
+        merged = Exchange([4, 4], STRATEGIES["cross"], operator)(leaves)
+        sum((map * own).sum() for map, own in zip(merged, weight, strict=True)).backward()
+        results.append((merged, [leaf.grad for leaf in leaves]))
+    (shared, gradients), (apart, expected) = results
+    assert shared[0] is shared[1] and apart[0] is not apart[1]
+    assert all(torch.equal(*pair) for pair in zip(shared, apart, strict=True))
+    for pair in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(*pair)
+
+
+def test_maps_of_different_sizes_are_not_shared():
+    top, bottom = Exchange([4, 4], STRATEGIES["cross"], FUSIONS["add"])(
+        [torch.randn(1, 4, 6, 6), torch.randn(1, 4, 5, 5)]
+    )
+    assert top.shape[-1] == 6 and bottom.shape[-1] == 5

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from crosscoop.network.fusion import FusionFactory
+from crosscoop.network.fusion import SYMMETRIC, FusionFactory
 from crosscoop.network.layers import resize
 from crosscoop.network.strategy import Strategy
 
@@ -60,11 +60,16 @@ class Exchange(nn.Module):
             self.to_top = Connection(top, bottom, fusion, strategy.detach)
         if strategy.direction in ("both", "top_to_bottom"):
             self.to_bottom = Connection(bottom, top, fusion, strategy.detach)
+        symmetric = type(getattr(self.to_top, "fusion", None)) in SYMMETRIC
+        self.shared = symmetric and top == bottom and strategy.direction == "both" and not strategy.detach
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Exchange the branches' maps, each `(N, C, H, W)`."""
         top, bottom = features
-        return [self.to_top(top, bottom), self.to_bottom(bottom, top)]
+        merged = self.to_top(top, bottom)
+        if self.shared and top.shape == bottom.shape:  # the sum is the same for both: computed and kept once
+            return [merged, merged]
+        return [merged, self.to_bottom(bottom, top)]
 
 
 class NoExchange(nn.Module):

@@ -94,6 +94,9 @@ class Gate(Fusion):
         return merged
 
 
+SYMMETRIC = (Add, Average)
+"""Operators without weights that give the same whichever map is the own one."""
+
 FusionFactory = Callable[[int], Fusion]
 
 FUSIONS: dict[str, FusionFactory] = {"add": Add, "average": Average, "concat": Concat, "gate": Gate}
