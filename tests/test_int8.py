@@ -54,6 +54,14 @@ def test_the_file_is_int8(run):
     assert (run / "best.int8.onnx").stat().st_size < 0.6 * (run / "best.onnx").stat().st_size
 
 
+def test_the_first_convolution_stays_float(run):
+    nodes = onnx.load(run / "best.int8.onnx").graph.node
+    whence = {name: node.op_type for node in nodes for name in node.output}
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    quantized = [whence.get(node.input[0]) == "DequantizeLinear" for node in convolutions]
+    assert not quantized[0] and all(quantized[1:]) and len(quantized) > 10
+
+
 def test_it_predicts(run):
     predictors = [package.load(run / name) for name in ("best.onnx", "best.int8.onnx")]
     images = [sample.image() for sample in tiny.STREETS.samples("test")]

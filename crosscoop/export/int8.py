@@ -87,6 +87,8 @@ def scaled(item: Item) -> Tensor:
 def quantize(source: Path, path: Path, images: Sequence[Item], metadata: dict[str, str]) -> None:
     """Write an .onnx file whose weights and maps are int8: per channel, in QDQ form.
 
+    The first convolution of each branch stays float: docs/export.md has what that gains.
+
     Args:
         source: The float network.
         path: The file to write.
@@ -113,6 +115,7 @@ def quantize(source: Path, path: Path, images: Sequence[Item], metadata: dict[st
             prepared,
             path,
             Reader(),
+            nodes_to_exclude=until_first_convolutions(onnx.load(prepared)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -122,6 +125,20 @@ def quantize(source: Path, path: Path, images: Sequence[Item], metadata: dict[st
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
+
+
+def until_first_convolutions(model: Any) -> list[str]:
+    """The names of the nodes that see the image before any convolution has, and of the first convolutions.
+
+    Args:
+        model: An ONNX model, whose nodes are in the order of computation.
+    """
+    image, names = {model.graph.input[0].name}, []
+    for node in model.graph.node:
+        if image.intersection(node.input):
+            names.append(node.name)
+            image.update(node.output if node.op_type not in ("Conv", "Shape") else [])
+    return names
 
 
 @dataclass
