@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crosscoop.data.dataset import VOID
+from crosscoop.errors import CrosscoopError
 
 
 class Loss(nn.Module, ABC):
@@ -30,12 +31,19 @@ class CrossEntropy(Loss):
     Args:
         class_weights: One weight per class; null weighs all the same.
         label_smoothing: Share of the probability that is spread over all classes.
+
+    Raises:
+        CrosscoopError: A weight is negative or no number, the share is not one, or there is not one weight per class.
     """
 
     weight: Tensor | None
 
     def __init__(self, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        if not all(0 <= weight < float("inf") for weight in class_weights or []):
+            raise CrosscoopError(f"loss.class_weights: got {class_weights}, expected numbers of 0 or more.")
+        if not 0 <= label_smoothing <= 1:
+            raise CrosscoopError(f"loss.label_smoothing: got {label_smoothing}, expected 0 to 1.")
         weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weight", weight)
         self.label_smoothing = label_smoothing
@@ -47,6 +55,11 @@ class CrossEntropy(Loss):
             logits: `(N, num_classes, H, W)`.
             mask: `(N, H, W)` class indices, `VOID` where there is no label.
         """
+        if self.weight is not None and len(self.weight) != logits.shape[1]:
+            raise CrosscoopError(
+                f"loss.class_weights: got {len(self.weight)} weights, expected one for each of the {logits.shape[1]} "
+                "classes."
+            )
         total = functional.cross_entropy(
             logits.float(),
             mask,

@@ -137,7 +137,10 @@ class CooperativeSegmentation(pl.LightningModule):
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "heads": []}
         for parameter in self.network.parameters():
             groups["backbone" if id(parameter) in backbones else "heads"].append(parameter)
-        optimizer = self.optimizer([{"params": group, "name": name} for name, group in groups.items()])
+        try:
+            optimizer = self.optimizer([{"params": group, "name": name} for name, group in groups.items()])
+        except (TypeError, ValueError) as error:
+            raise CrosscoopError(f"model.optimizer: {error}. Correct its options.") from error
         optimizer.param_groups[1]["lr"] *= self.heads_lr_multiplier
         return {
             "optimizer": optimizer,
@@ -146,7 +149,10 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         if self.scheduler is not None:
-            return self.scheduler(optimizer)
+            try:
+                return self.scheduler(optimizer)
+            except (TypeError, ValueError) as error:
+                raise CrosscoopError(f"model.scheduler: {error}. Correct its options.") from error
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise CrosscoopError(

@@ -80,7 +80,10 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Look at the checkpoint before Lightning does, which would complain with a stack trace, or fetch a URL."""
         super().parse_arguments(parser, args)
-        if checkpoint := self.config[self.config.subcommand].get("ckpt_path"):
+        config = self.config[self.config.subcommand]
+        if not 0 <= int(config.seed_everything) < 2**32:
+            raise CrosscoopError(f"seed_everything: got {config.seed_everything}, expected 0 to 4294967295.")
+        if checkpoint := config.get("ckpt_path"):
             read_checkpoint(checkpoint)
 
     def before_instantiate_classes(self) -> None:
@@ -100,6 +103,10 @@ class TrainingCLI(LightningCLI):
                 config.ckpt_path = newest_whole(run) or config.ckpt_path
         else:
             config.network.pretrained = False  # the checkpoint brings all weights
+        if config.trainer.val_check_interval == 0:  # Lightning would divide by it
+            raise CrosscoopError(
+                "trainer.val_check_interval: got 0, expected batches (1), a share of an epoch, or null."
+            )
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
         self.trainer_defaults["callbacks"] = SkippedSamples()

@@ -222,6 +222,12 @@ TINY = " ".join([*NETWORK, *DATA])
     ("fit", "--model.scheduler=CosineAnnealingLR", ["model.scheduler", "T_max"]),
     ("fit", "--model.optimizer=Nonsense", ["model.optimizer", "Nonsense"]),
     ("fit", "--model.optimizer.learning_rate=1", ["model.optimizer", "learning_rate"]),
+    ("fit", "--model.optimizer.weight_decay=-1", ["model.optimizer", "weight_decay"]),
+    ("fit", "--model.loss CrossEntropy --model.loss.class_weights=[-1,2]", ["loss.class_weights", "-1"]),
+    ("fit", "--model.loss CrossEntropy --model.loss.class_weights=[1,2]", ["loss.class_weights", "2 weights", "12"]),
+    ("fit", "--model.loss CrossEntropy --model.loss.label_smoothing=2", ["loss.label_smoothing", "2"]),
+    ("fit", "--trainer.val_check_interval=0", ["trainer.val_check_interval", "0"]),
+    ("fit", "--seed_everything=-1", ["seed_everything", "-1"]),
     ("fit", "--data.dataset=Nonsense", ["data.dataset", "Nonsense"]),
     ("fit", "--data.batch_size=0", ["data.batch_size", "0"]),
     ("fit", "--data.scale=[2,1]", ["data.scale", "[2"]),
@@ -436,6 +442,11 @@ def test_compiled_network_leaves_a_plain_checkpoint(trained, tmp_path, monkeypat
     fit(tmp_path, "--trainer.max_epochs 2", "--model.compile true")
     assert calls == 2 * [True, True, False, False, False]
     assert_equal(load(tmp_path / "last.ckpt")["state_dict"], load(trained / "last.ckpt")["state_dict"])
+
+
+def test_a_few_batches_are_learned_by_heart(tmp_path):
+    fit(tmp_path, RECORD, "--trainer.overfit_batches 1 --trainer.max_epochs 3")
+    assert Recorder.latest.names == [["train/000000", "train/000001"]] * 3
 
 
 def test_single_network_trains_and_is_tested(tmp_path):

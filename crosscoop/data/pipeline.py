@@ -58,9 +58,9 @@ class TrainingSet(Dataset[Item]):
         """The number of samples."""
         return len(self.samples)
 
-    def __getitem__(self, draw: tuple[int, int]) -> Item:
-        """The augmented sample of a draw."""
-        index, epoch = draw
+    def __getitem__(self, draw: tuple[int, int] | int) -> Item:
+        """The augmented sample of a draw; an index alone, as from Lightning's `overfit_batches`, is one of epoch 0."""
+        index, epoch = draw if isinstance(draw, tuple) else (draw, 0)
         skipped: list[tuple[str, str]] = []
         for candidate in self._candidates(index, epoch):
             try:
