@@ -1,6 +1,8 @@
 """Checkpoint files that are whole or not there at all."""
 
 import os
+import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -52,3 +54,29 @@ def clean(folder: Path) -> None:
     """Remove what killed processes left: checkpoints half written, and those of Lightning's handler on SLURM."""
     for leftover in (*folder.glob(".*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")):
         leftover.unlink()
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Refuses a folder that cannot be written to, or has no room for two checkpoints: a new one beside the old one.
+
+    Args:
+        folder: The run's folder.
+        size: The expected size of a checkpoint in bytes.
+
+    Raises:
+        CrosscoopError: It is such a folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CrosscoopError(
+            f"--run: got {folder} ({error.strerror}), expected a folder that can be written to."
+        ) from error
+    free = shutil.disk_usage(folder)[2]
+    if free < 2 * size:
+        raise CrosscoopError(
+            f"--run: {folder} has {free / 1e6:.0f} MB left, expected {2 * size / 1e6:.0f} MB for two checkpoints. Make "
+            "room, or give another folder."
+        )

@@ -147,5 +147,41 @@ def test_batch_norm_over_two_processes_is_that_of_the_joined_batch(folder):
         torch.testing.assert_close(alone, expected, rtol=1e-2, atol=1e-4)
 
 
+def void_batch(world_size):
+    """A joined batch whose ranks have very different shares of void; one has nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2 * world_size, 3, 33, 49, generator=generator, dtype=torch.float64)
+    mask = torch.randint(0, 5, (2 * world_size, 33, 49), generator=generator)
+    mask[:2] = 255
+    mask[2, :20] = 255
+    return image, mask
+
+
+def loss_gradients(network, image, mask):
+    sum(CrossEntropy([1, 2, 3, 4, 5])(logits, mask) for logits in network(image)).backward()
+    plain = network.module if isinstance(network, DistributedDataParallel) else network
+    return {name: parameter.grad for name, parameter in plain.named_parameters()}
+
+
+def be_a_rank(rank, world_size, folder):
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / f"store{world_size}"), world_size)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    network = make_network()
+    TimmSyncBatchNorm().apply(network)
+    image, mask = (each[2 * rank : 2 * rank + 2] for each in void_batch(world_size))
+    torch.save(loss_gradients(DistributedDataParallel(network), image, mask), folder / f"{world_size}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gradients_are_those_of_the_joined_batch_however_much_is_void(tmp_path, world_size):
+    torch.multiprocessing.spawn(be_a_rank, (world_size, tmp_path), nprocs=world_size)
+    expected = loss_gradients(make_network(), *void_batch(world_size))
+    for rank in range(world_size):
+        given = torch.load(tmp_path / f"{world_size}-{rank}.pt", weights_only=True)
+        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-9)
+
+
 if __name__ == "__main__":
     be_a_process(Path(sys.argv[1]))

@@ -189,3 +189,92 @@ def test_signal_before_the_first_step_leaves_a_run_to_begin(tmp_path):
         "Streets.prepare = lambda self: os.kill(os.getpid(), 2)")  # fmt: skip
     output = process.communicate()[0]
     assert process.returncode == 130 and "Traceback" not in output, output
+
+
+# -- losses that are no numbers
+
+
+def poisoned(monkeypatch, *steps):
+    """Make the loss of these steps nan."""
+    original, calls = CooperativeSegmentation.training_step, []
+
+    def step(self, batch, batch_idx):
+        calls.append(batch["name"])
+        loss = original(self, batch, batch_idx)
+        return loss * float("nan") if len(calls) in steps else loss
+
+    monkeypatch.setattr(CooperativeSegmentation, "training_step", step)
+    return calls
+
+
+def test_nan_stops_the_run_names_the_samples_and_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
+    calls = poisoned(monkeypatch, 8)
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, OPTIONS)
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and all(name in message for name in calls[7]) and "--resume" in message
+    checkpoint = load(tmp_path / "last.ckpt")
+    assert checkpoint["global_step"] == 6
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_nan_steps_can_be_left_out_up_to_a_number(tmp_path, monkeypatch):
+    from crosscoop.callbacks import NonFinite
+
+    kept = []
+    look = NonFinite.on_before_optimizer_step
+
+    def looking(self, trainer, module, optimizer):
+        before = self.skipped
+        look(self, trainer, module, optimizer)
+        if self.skipped > before:
+            kept.append({key: value.clone() for key, value in module.state_dict().items()})
+            kept.append(load(tmp_path / "last.ckpt")["state_dict"])
+
+    monkeypatch.setattr(NonFinite, "on_before_optimizer_step", looking)
+    poisoned(monkeypatch, 7)
+    fit(tmp_path, OPTIONS, "--nonfinite.max_skips 1 --trainer.max_epochs 2")
+    assert_equal(*kept)  # also the statistics of batch norm
+    checkpoint = load(tmp_path / "last.ckpt")
+    assert checkpoint["callbacks"]["NonFinite"] == {"skipped": 1}
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    with pytest.raises(SystemExit):
+        poisoned(monkeypatch, 2)
+        crosscoop("fit", "--run", tmp_path, "--resume --trainer.max_epochs 3")
+
+
+# -- a disk that takes no more
+
+
+def test_full_disk_ends_the_run_with_the_last_whole_checkpoint(tmp_path, monkeypatch, capsys):
+    write, calls = torch.save, []
+
+    def save(content, file):
+        calls.append(1)
+        if len(calls) == 4:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        write(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, OPTIONS)
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and "No space left on device" in message and "is kept" in message
+    assert load(tmp_path / "last.ckpt")["global_step"] in (6, 12) and list(tmp_path.glob(".*")) == []
+
+
+def test_too_little_room_is_said_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: (10**9, 10**9, 10**6))
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, OPTIONS)
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and str(tmp_path) in message and "MB" in message
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_unwritable_folder_is_said_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path / "file" / "run", OPTIONS)
+    assert caught.value.code == 2 and "--run" in capsys.readouterr().err

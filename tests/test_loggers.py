@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 import struct
 import sys
 import time
@@ -121,6 +122,27 @@ def test_wandb_has_pictures_with_switchable_masks(wandb_run):
             shown = {key: np.array(Image.open(files / mask["path"])) for key, mask in masks.items()}
             np.testing.assert_array_equal(shown["truth"], sample.mask())
             assert all(mask.shape == (32, 64) and mask.max() < 12 for key, mask in shown.items() if key != "truth")
+
+
+@pytest.mark.parametrize("way", ["no server", "no key"])
+def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_path, monkeypatch, capsys, way):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1] if way == "no key" else 9
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(wandb.api, "_api_key", None, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))  # no login
+        for epochs in (1, 2):
+            fit(tmp_path / "run", logger("WandbLogger", project="t"), f"--resume --trainer.max_epochs {epochs}")
+            wandb.finish()
+            monkeypatch.delenv("WANDB_MODE")  # which Lightning sets
+    output = capsys.readouterr().out
+    assert output.count(f"wandb sync {tmp_path}/run/wandb/offline-run-*") == 2
+    assert ("API key" if way == "no key" else "cannot be reached") in output
+    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert set(runs) == {(tmp_path / "run" / "wandb.id").read_text().strip()}
 
 
 # -- TensorBoard, CSV, none

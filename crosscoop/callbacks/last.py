@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 
-from crosscoop.checkpoint_io import clean
+from crosscoop.checkpoint_io import check_room, clean
 from crosscoop.data.samplers import TrainingLoader
 
 
@@ -36,12 +36,14 @@ class LastCheckpoint(Checkpoint):
         self.validation_follows = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove what a killed process left behind."""
+        """Look for room, and remove what a killed process left behind."""
         if stage != "fit":
             return
         # With max_steps Lightning takes the end of an epoch for its middle, and counts an empty epoch when it resumes.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         if trainer.is_global_zero:
+            weights = sum(value.nbytes for value in pl_module.state_dict().values())
+            check_room(Path(trainer.default_root_dir), 2 * weights)  # and the momenta
             clean(Path(trainer.default_root_dir))
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -98,4 +98,4 @@ class PredictionImages(pl.Callback):
             image = row.pop("image")
             masks = {name: {"mask_data": mask, "class_labels": class_labels} for name, mask in row.items()}
             images.append(wandb.Image(image, masks=masks))
-        logger.experiment.log({"predictions": images, "trainer/global_step": trainer.global_step})
+        logger.log_metrics({"predictions": images}, trainer.global_step)  # type: ignore[dict-item]
