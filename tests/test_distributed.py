@@ -180,7 +180,7 @@ def test_gradients_are_those_of_the_joined_batch_however_much_is_void(tmp_path, 
     expected = loss_gradients(make_network(), *void_batch(world_size))
     for rank in range(world_size):
         given = torch.load(tmp_path / f"{world_size}-{rank}.pt", weights_only=True)
-        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-7)  # the loss is in float32
 
 
 if __name__ == "__main__":
