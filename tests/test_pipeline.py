@@ -1,5 +1,6 @@
 """From samples to batches: augmentation, order, ranks and workers, and the errors on the way."""
 
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -342,6 +343,18 @@ def test_mask_of_another_size_is_refused_by_name():
     ):
         with pytest.raises(CrosscoopError, match="street 7: the mask has 32 x 64 pixels, the image 48 x 64"):
             items[index]
+
+
+@pytest.mark.parametrize(("labels", "part"), [
+    (np.full((48, 64), 5, np.uint8), "mask values 5, expected only indices of the 5 classes"),
+    (np.full((48, 64), 256), "a mask of shape (48, 64) and type int64, expected (H, W) uint8"),
+    (np.zeros((48, 64, 1), np.uint8), "a mask of shape (48, 64, 1)"),
+])  # fmt: skip
+def test_mask_of_an_own_data_set_is_held_to_the_contract(labels, part):
+    data = module(Scenes([Scene("street 7", painted().pixels, labels)]))
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        with pytest.raises(CrosscoopError, match=re.escape(part)):
+            list(loader)
 
 
 def test_unlabelled_sample_is_refused_in_training():
