@@ -33,7 +33,10 @@ SECTIONS = {
         "Inference",
         "From a uint8 image to the coarse logits of top, bottom and ensemble (`fast`: `crosscoop predict --fast`: "
         "folded batch norms, channels-last layout, bfloat16), against smp's logits at full size; smp's images are "
-        "padded to multiples of 16, as it demands. Random weights, `cross_c1_c2` with `add`.",
+        "padded to multiples of 16, as it demands. `cross_c1_c2` with `add` and random weights, whose saturated "
+        "outputs bfloat16 throws about: their differences are an upper bound that says little. Of a light pair "
+        "trained on CamVid, on nine test images, `fast` left 99.5 % of the labels as they were; probabilities changed"
+        " by 0.0009 on average and by 0.25 at most.",
     ),
     "start": ("Start", "CPU time of a process."),
     "processes": (

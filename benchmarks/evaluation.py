@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics.segmentation import MeanIoU
 
-from benchmarks.measure import Row, Setting, compare, peak_memory, row
+from benchmarks.measure import Row, Setting, in_turn, peak_memory, row
 from benchmarks.pipelines import MEAN, STD, generated
 from benchmarks.training import PAIRS, smp
 from crosscoop.data import SegmentationData
@@ -26,11 +26,11 @@ def run(setting: Setting) -> list[Row]:
     arguments = (branches, shape, setting.device)
     what = f"evaluation of top, bottom and ensemble, light pair, {shape[0]} x {shape[1]}"
     against = "smp + torchmetrics MeanIoU"
-    ours, channels_last, theirs = (evaluation(kind, *arguments) for kind in ("ours", "channels_last", "theirs"))
-    options = {"at_most": None, "times": 1.0, "items": 2, "repeats": 2}
+    works = [evaluation(kind, *arguments) for kind in ("ours", "channels_last", "theirs")]
+    ours, channels_last, theirs = in_turn(works, setting.pick(1, 2), setting.device)
     rows = [
-        compare(what, ours, against, theirs, setting, **options),
-        compare(f"{what}, --model.channels_last true", channels_last, against, theirs, setting, **options),
+        row(what, ours, against, theirs, times=1.0),
+        row(f"{what}, --model.channels_last true", channels_last, against, theirs, times=1.0),
     ]
     if not setting.quick:
         first, second = (
@@ -42,10 +42,10 @@ def run(setting: Setting) -> list[Row]:
 
 
 def evaluation(kind: str, branches: list[str], shape: tuple[int, int], device: str) -> Callable[[], None]:
-    """Evaluates two images."""
+    """Evaluates an image."""
     torch.manual_seed(0)
     folder = Path(mkdtemp()) / "files"
-    dataset = generated(folder, "Cityscapes", (shape[0], shape[1]), 2)
+    dataset = generated(folder, "Cityscapes", (shape[0], shape[1]), 1)
     data = SegmentationData(dataset, num_workers=0)
     evaluation_set = data.evaluation_set("train")
     if kind != "theirs":

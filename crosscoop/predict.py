@@ -91,7 +91,7 @@ def predict(
         overwrite: Whether to replace what exists.
         own_size: Whether the network sees each image in its own size, even if it was trained on resized ones.
         fast: Whether to compute in bfloat16, with folded batch norms: about twice as fast on processors made for it;
-            probabilities change by about a hundredth.
+            about one label in 200 changes.
         device: Where to run, such as cpu or cuda:1; by default a GPU if there is one.
         inference: How the logits of an image come about.
 

@@ -90,7 +90,7 @@ class Predictor:
         device: Where to run; by default a GPU if there is one.
         resize: Height and width that the network sees each image in; None for the image's own.
         fast: Fold batch norms, keep maps in the channels-last layout and compute in bfloat16, the faster the more the
-            processor is made for it; probabilities change by about a hundredth.
+            processor is made for it; about one label in 200 changes, see docs/benchmarks.md.
 
     Raises:
         CrosscoopError: There is no such device, or an exported network is to be fast.
