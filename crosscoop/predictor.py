@@ -174,7 +174,7 @@ def load(
     """Load a checkpoint that `crosscoop fit` wrote, or what `crosscoop export` made of one.
 
     Args:
-        checkpoint: The file, for example `runs/demo/best.ckpt`, or an exported `.onnx`, `.pt2` or `.safetensors`; or
+        checkpoint: The file, for example `runs/demo/best.ckpt`, or an exported `.onnx` or `.safetensors`; or
             `hf-hub:user/name`, what `crosscoop push` put on the Hugging Face Hub (or `hf-hub:FOLDER`).
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
@@ -201,7 +201,12 @@ def read_network(path: str | Path) -> tuple[nn.Module, About]:
     Raises:
         CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
     """
-    if Path(path).is_file() and Path(path).suffix in (".onnx", ".pt2", ".safetensors"):
+    if Path(path).suffix == ".pt2":
+        raise CrosscoopError(
+            f"{path}: got a file of torch.export, which may run code when it is read; expected a checkpoint, .onnx or "
+            ".safetensors. Read it with torch.export.load, if you trust whoever made it."
+        )
+    if Path(path).is_file() and Path(path).suffix in (".onnx", ".safetensors"):
         from crosscoop.export.formats import FORMATS
 
         return next(format.read(Path(path)) for format in FORMATS.values() if format.suffix == Path(path).suffix)

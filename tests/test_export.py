@@ -24,7 +24,7 @@ from crosscoop.export.formats import FORMATS, write_onnx
 from crosscoop.export.parity import SIZES, parity, random_image
 from crosscoop.inference import Inference
 from crosscoop.network.outputs import outputs_of
-from crosscoop.predictor import read_network
+from crosscoop.predictor import Predictor, read_network
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +165,10 @@ def test_chosen_outputs_and_coarse_logits(run, exported, tmp_path, capsys):
     options = "--outputs [ensemble,top] --upsample false --format torch_export"
     crosscoop("export", shutil.copy(exported["safetensors"], tmp_path / "net.safetensors"), options)
     assert str(tmp_path / "net.pt2") in capsys.readouterr().out
+    program, about = FORMATS["torch_export"].read(tmp_path / "net.pt2")
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    expected, coarse = package.load(run / "best.ckpt")(image), package.load(tmp_path / "net.pt2")(image)
+    expected = package.load(run / "best.ckpt")(image)
+    coarse = Predictor(program, about.class_names, about.palette, resize=about.resize)(image)
     assert list(coarse.branch_labels) == ["top", "ensemble"] and coarse.logits.shape == (12, 8, 16)  # of 32 x 64
     assert_alike(expected, coarse)
     twice = package.load(exported["onnx"])(image)  # from 8 x 16 to 32 x 64 to 50 x 70
@@ -268,7 +270,12 @@ def test_wrong_options(run, exported, refused, tmp_path):
         assert code == 2 and said in message, message
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
+def test_a_file_that_may_run_code_is_not_read(exported):
+    with pytest.raises(CrosscoopError, match="may run code when it is read"):
+        package.load(exported["torch_export"])
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
 def test_files_of_others(suffix, tmp_path):
     path = tmp_path / f"other{suffix}"
     path.write_text("something else")
