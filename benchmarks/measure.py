@@ -161,7 +161,8 @@ def _main() -> None:
     else:
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         work()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        status = Path("/proc/self/status").read_text()  # not ru_maxrss, which begins at the parent's
+        peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     print(json.dumps({"peak": peak / 2**20, "added": (peak - before) / 2**20}))
 
 
