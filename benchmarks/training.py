@@ -49,11 +49,9 @@ def run(setting: Setting) -> list[Row]:
         }
         for what, (ours, against, theirs, target) in arms.items():
             steps = [step_of(options, *arm) for arm in (ours, theirs)]
-            rows.append(
-                compare(what, steps[0], against, steps[1], setting, at_most=target, repeats=1 if "101" in name else 5)
-            )
+            rows.append(compare(what, steps[0], against, steps[1], setting, at_most=target, repeats=5))
             del steps
-            if not setting.quick and "101" in name and "add" in what:
+            if not setting.quick and "add" in what:
                 first, second = (peak_memory("benchmarks.training:step_of", options, *arm) for arm in (ours, theirs))
                 memory = {"at_most": target, "unit": "MiB"}
                 rows.append(row(f"peak memory of the {what}", [first["peak"]], against, [second["peak"]], **memory))
@@ -106,7 +104,7 @@ def cooperative(
 
 
 def smp(branches: Sequence[str], classes: int = CLASSES) -> list[nn.Module]:
-    """A DeepLabV3Plus for each encoder; as many parameters and multiply-adds as our branches with separable heads."""
+    """A DeepLabV3Plus for each encoder: the parameters of our branches with separable heads, fewer multiply-adds."""
     return [
         DeepLabV3Plus(f"tu-{name}", encoder_weights=None, decoder_atrous_rates=(6, 12, 18), classes=classes)
         for name in branches
