@@ -2,17 +2,13 @@
 
 import errno
 import os
-import secrets
-import shlex
-import socket
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 from jsonargparse import Namespace
@@ -23,7 +19,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_only
 
 from crosscoop.callbacks import (
     LastCheckpoint,
@@ -43,6 +39,7 @@ from crosscoop.network import create_network
 from crosscoop.predictor import read_checkpoint
 from crosscoop.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.task import CooperativeSegmentation
+from crosscoop.wandb_runs import forgive, keep_wandb_run
 
 QUIET = {
     "validate": ["--verbose=false"],  # our table instead of Lightning's
@@ -98,6 +95,8 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         run = Path(config.run)
         given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))  # no places yet
+        for key in ("ckpt_path", "resume"):  # of this call; in config.yaml they would overrule another call's
+            given.pop(key, None)
         self.given = given
         self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
         if self.subcommand == "fit":
@@ -145,65 +144,8 @@ class TrainingCLI(LightningCLI):
             trainer.strategy.checkpoint_io = WholeFiles()
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                for method in ("log_metrics", "log_hyperparams", "log_image", "finalize", "after_save_checkpoint"):
-                    setattr(logger, method, forgiving(getattr(logger, method)))
+                forgive(logger)
         return trainer
-
-
-def keep_wandb_run(config: Namespace, run: Path) -> None:
-    """Give W&B's run an id that a resumed run finds again, and see that neither server nor key can end training."""
-    loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-    for logger in loggers:
-        if not (isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")):
-            continue
-        options = logger.init_args
-        if not (options.get("id") or options.get("version")):
-            record = run / "wandb.id"
-            if config.resume and record.is_file():
-                options.id = record.read_text().strip()
-            else:
-                options.id = secrets.token_hex(4)
-                if getattr(rank_zero_only, "rank", 0) == 0:
-                    record.parent.mkdir(parents=True, exist_ok=True)
-                    record.write_text(options.id + "\n")
-        if not options.get("offline") and (reason := wandb_unreachable()):
-            options.offline = True
-            if getattr(rank_zero_only, "rank", 0) == 0:
-                given = options.get("save_dir")
-                where = shlex.quote(str((run if given in (None, "", ".") else Path(given)) / "wandb"))
-                print(f"W&B: {reason}. The run is kept on disk; send it with: wandb sync {where}/offline-run-*")
-
-
-def wandb_unreachable() -> str | None:
-    """Why W&B cannot be sent to, None if it can, or if the environment says what to do (WANDB_MODE)."""
-    if os.environ.get("WANDB_MODE"):
-        return None
-    try:
-        import wandb
-    except ImportError:
-        return None  # the logger says so
-    address = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
-    try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        socket.create_connection((address.hostname or "", port), timeout=5).close()
-    except (OSError, ValueError) as error:
-        return f"{address.netloc} cannot be reached ({error})"
-    return None if wandb.api.api_key else "no API key (WANDB_API_KEY, or wandb login)"
-
-
-def forgiving(call: Callable[..., None]) -> Callable[..., None]:
-    """The same call, whose errors are said and forgotten: W&B's process may die, training goes on."""
-
-    def forgive(*arguments: Any, **options: Any) -> None:
-        try:
-            call(*arguments, **options)
-        except Exception as error:
-            rank_zero_warn(
-                f"W&B fails ({type(error).__name__}: {error}); training goes on. What it had written is kept: wandb "
-                "sync the run's folder in wandb/."
-            )
-
-    return forgive
 
 
 def newest_whole(run: Path) -> str | None:

@@ -2,10 +2,11 @@
 
 import csv
 import json
-import socket
 import struct
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 import yaml
 from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
-from tiny import DATA, NETWORK, STREETS, crosscoop, fit
+from test_interruption import in_a_process
+from tiny import DATA, NETWORK, STREETS, crosscoop, fit, load
 
 from crosscoop.pictures import colored
 
@@ -124,13 +126,22 @@ def test_wandb_has_pictures_with_switchable_masks(wandb_run):
             assert all(mask.shape == (32, 64) and mask.max() < 12 for key, mask in shown.items() if key != "truth")
 
 
-@pytest.mark.parametrize("way", ["no server", "no key"])
+class Answer(BaseHTTPRequestHandler):
+    """A server that answers."""
+
+    def do_GET(self):
+        self.send_error(404)
+
+
+@pytest.mark.parametrize("way", ["no server", "silent server", "no key"])
 def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_path, monkeypatch, capsys, way):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1] if way == "no key" else 9
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        if way == "no key":
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = 9 if way == "no server" else server.server_port
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setattr(wandb.api, "_api_key", None, raising=False)
         monkeypatch.setenv("HOME", str(tmp_path))  # no login
@@ -138,11 +149,43 @@ def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_
             fit(tmp_path / "run", logger("WandbLogger", project="t"), f"--resume --trainer.max_epochs {epochs}")
             wandb.finish()
             monkeypatch.delenv("WANDB_MODE")  # which Lightning sets
+        if way == "no key":
+            server.shutdown()
     output = capsys.readouterr().out
     assert output.count(f"wandb sync {tmp_path}/run/wandb/offline-run-*") == 2
     assert ("API key" if way == "no key" else "cannot be reached") in output
     runs = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert set(runs) == {(tmp_path / "run" / "wandb.id").read_text().strip()}
+
+
+@pytest.mark.parametrize("way", ["no server", pytest.param("offline", marks=pytest.mark.slow)])
+def test_death_of_wandbs_process_does_not_end_training(tmp_path, monkeypatch, way):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_SERVICE"):  # the latter is this process's own
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
+    kill = """
+import os, subprocess
+from crosscoop.task import CooperativeSegmentation as Task
+step, calls = Task.training_step, []
+def training_step(*arguments):
+    calls.append(1)
+    if len(calls) == 5:
+        subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"], check=True)
+    return step(*arguments)
+Task.training_step = training_step
+"""
+    options = f"--trainer.max_epochs 4 {logger('WandbLogger', project='t', offline=str(way == 'offline').lower())}"
+    process = in_a_process(tmp_path, f"{options} {EVERY_STEP}", kill)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "Traceback" not in output, output
+    assert load(tmp_path / "last.ckpt")["global_step"] == 8
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert output.count("W&B fails") == 1 and f"wandb sync {run}" in output
+    (log,) = run.glob("run-*.wandb")
+    rows = [items(record.history.item) for record in wandb_records(log) if record.HasField("history")]
+    assert "train/loss" in rows[0]
 
 
 # -- TensorBoard, CSV, none

@@ -1,0 +1,93 @@
+"""Weights & Biases, whose server, key or process may be missing or die: training goes on, the run stays on disk."""
+
+import contextlib
+import os
+import secrets
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import Namespace
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+
+
+def keep_wandb_run(config: Namespace, run: Path) -> None:
+    """Give W&B's run an id that a resumed run finds again, and see that neither server nor key can end training."""
+    loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+    for logger in loggers:
+        if not (isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")):
+            continue
+        options = logger.init_args
+        if not (options.get("id") or options.get("version")):
+            record = run / "wandb.id"
+            if config.resume and record.is_file():
+                options.id = record.read_text().strip()
+            else:
+                options.id = secrets.token_hex(4)
+                if getattr(rank_zero_only, "rank", 0) == 0:
+                    record.parent.mkdir(parents=True, exist_ok=True)
+                    record.write_text(options.id + "\n")
+        if not options.get("offline") and (reason := unreachable()):
+            options.offline = True
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                given = options.get("save_dir")
+                where = shlex.quote(str((run if given in (None, "", ".") else Path(given)) / "wandb"))
+                print(f"W&B: {reason}. The run is kept on disk; send it with: wandb sync {where}/offline-run-*")
+
+
+def unreachable() -> str | None:
+    """Why W&B cannot be sent to, None if it can, or if the environment says what to do (WANDB_MODE)."""
+    if os.environ.get("WANDB_MODE"):
+        return None
+    try:
+        import wandb
+    except ImportError:
+        return None  # the logger says so
+    address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    try:
+        urllib.request.urlopen(address, timeout=5).close()  # by way of the environment's proxies
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError) as error:
+        return f"{address} cannot be reached ({error})"
+    return None if wandb.api.api_key else "no API key (WANDB_API_KEY, or wandb login)"
+
+
+def forgive(logger: WandbLogger) -> None:
+    """Turn the errors of a logger's calls into warnings; if its run cannot begin, or its process dies, call no more."""
+    dead: list[Exception] = []
+
+    def forgiving(call: Callable[..., None]) -> Callable[..., None]:
+        def forgiven(*arguments: object, **options: object) -> None:
+            if dead:
+                return
+            try:
+                call(*arguments, **options)
+            except Exception as error:
+                what = f"W&B fails ({type(error).__name__}: {error}); training goes on"
+                if logger._experiment is None:
+                    dead.append(error)
+                    rank_zero_warn(f"{what} without it.")
+                elif isinstance(error, OSError):  # a closed socket
+                    dead.append(error)
+                    folder = shlex.quote(str(Path(logger.experiment.dir).parent))
+                    rank_zero_warn(f"{what} without it. What it had written is kept: wandb sync {folder}")
+                    _part()
+                else:
+                    rank_zero_warn(f"{what}.")
+
+        return forgiven
+
+    for method in ("log_metrics", "log_hyperparams", "log_image", "finalize", "after_save_checkpoint"):
+        setattr(logger, method, forgiving(getattr(logger, method)))
+
+
+def _part() -> None:
+    """Leave a dead process of W&B, which would otherwise be spoken to at the end, with a stack trace."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown(exit_code=1)
