@@ -57,7 +57,7 @@ def clean(folder: Path) -> None:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Refuses a folder that cannot be written to, or has no room for two checkpoints: a new one beside the old one.
+    """Refuses a folder that cannot be written to, or has no room for `best.ckpt`, `last.ckpt` and a new one.
 
     Args:
         folder: The run's folder.
@@ -75,8 +75,9 @@ def check_room(folder: Path, size: int) -> None:
             f"--run: got {folder} ({error.strerror}), expected a folder that can be written to."
         ) from error
     free = shutil.disk_usage(folder)[2]
-    if free < 2 * size:
+    missing = 3 - sum((folder / name).exists() for name in ("best.ckpt", "last.ckpt"))
+    if free < missing * size:
         raise CrosscoopError(
-            f"--run: {folder} has {free / 1e6:.0f} MB left, expected {2 * size / 1e6:.0f} MB for two checkpoints. Make "
-            "room, or give another folder."
+            f"--run: {folder} has {free / 1e6:.0f} MB left, expected {missing * size / 1e6:.0f} MB for {missing} "
+            "checkpoints. Make room, or give another folder."
         )

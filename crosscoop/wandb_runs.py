@@ -83,10 +83,17 @@ def forgive(logger: WandbLogger) -> None:
 
     for method in ("log_metrics", "log_hyperparams", "log_image", "finalize", "after_save_checkpoint"):
         setattr(logger, method, forgiving(getattr(logger, method)))
+    try:
+        _ = logger.experiment  # begins the run, which Lightning would do outside these calls
+    except Exception as error:
+        _part()
+        logger._offline, logger._wandb_init["mode"] = True, "offline"
+        folder = shlex.quote(f"{logger.save_dir}/wandb")
+        print(f"W&B: {error} The run is kept on disk; send it with: wandb sync {folder}/offline-run-*")
 
 
 def _part() -> None:
-    """Leave a dead process of W&B, which would otherwise be spoken to at the end, with a stack trace."""
+    """Leave W&B's process: a dead one would be spoken to at the end, with a stack trace; a living one knows the run."""
     import wandb
 
     with contextlib.suppress(Exception):

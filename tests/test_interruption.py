@@ -278,3 +278,71 @@ def test_unwritable_folder_is_said_before_training(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         fit(tmp_path / "file" / "run", OPTIONS)
     assert caught.value.code == 2 and "--run" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("only root may mount")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("left", [
+    "kilobytes(100)",  # no room for a checkpoint
+    pytest.param("0", marks=pytest.mark.slow),  # nor for history.csv
+])  # fmt: skip
+def test_disk_that_fills_up_ends_the_run_with_the_last_whole_checkpoint(small_disk, left):
+    prelude = f"""
+import os
+from crosscoop.task import CooperativeSegmentation as Task
+kilobytes = lambda number: 1024 * number
+step, calls = Task.validation_step, []
+def fill(*arguments):
+    calls.append(1)
+    if len(calls) == 5:
+        with open({str(small_disk / "other")!r}, "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                file.truncate(max(file.tell() - {left}, 0))
+    return step(*arguments)
+Task.validation_step = fill
+"""
+    process = in_a_process(small_disk / "run", OPTIONS, prelude)
+    output = process.communicate()[0]
+    assert process.returncode == 2 and "Traceback" not in output, output
+    assert "No space left on device" in output and "--resume" in output
+    assert ("history.csv" if left == "0" else ".ckpt could not be written") in output
+    assert load(small_disk / "run" / "last.ckpt")["global_step"] in (6, 12)
+    assert list((small_disk / "run").glob(".*")) == []
+    (small_disk / "other").unlink()
+    crosscoop("fit", "--run", small_disk / "run", "--resume")
+    assert load(small_disk / "run" / "last.ckpt")["global_step"] == 18
+
+
+def test_moved_run_goes_on_with_its_best_score(tmp_path, monkeypatch):
+    whole, before, after = tmp_path / "whole", tmp_path / "before", tmp_path / "after"
+    fit(whole, OPTIONS)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(patch, "training_step", 14)  # in the last epoch
+        fit(before, OPTIONS)
+    before.rename(after)
+    crosscoop("fit", "--run", after, "--resume")
+    states = [next(state for key, state in load(folder / "last.ckpt")["callbacks"].items() if "monitor" in key)
+              for folder in (whole, after)]  # fmt: skip
+    assert states[0]["best_model_score"] == states[1]["best_model_score"] and not before.exists()
+    assert states[1]["best_model_path"] == str(after / "best.ckpt")
+    assert load(whole / "best.ckpt")["global_step"] == load(after / "best.ckpt")["global_step"]
+
+
+def test_checkpoint_before_a_runs_configuration_counts(tmp_path):
+    fit(tmp_path / "first")
+    options = f"--ckpt_path {tmp_path}/first/last.ckpt --config {tmp_path}/first/config.yaml --trainer.max_epochs 2"
+    crosscoop("fit", options, "--run", tmp_path / "second")
+    assert [row["epoch"] for row in read_history(tmp_path / "second")] == ["0", "1"]
+    assert load(tmp_path / "second" / "last.ckpt")["global_step"] == 4

@@ -132,6 +132,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_error(404)
 
+    def do_POST(self):
+        self.send_error(404)
+
 
 @pytest.mark.parametrize("way", ["no server", "silent server", "no key"])
 def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_path, monkeypatch, capsys, way):
@@ -156,6 +159,23 @@ def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_
     assert ("API key" if way == "no key" else "cannot be reached") in output
     runs = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert set(runs) == {(tmp_path / "run" / "wandb.id").read_text().strip()}
+
+
+def test_wandb_whose_server_refuses_is_kept_on_disk(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_SERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
+        process = in_a_process(tmp_path, logger("WandbLogger", project="t"))
+        output = process.communicate(timeout=200)[0]
+        server.shutdown()
+    assert process.returncode == 0 and "Traceback" not in output, output
+    assert f"wandb sync {tmp_path}/wandb/offline-run-*" in output
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert any(record.HasField("history") for record in wandb_records(log))
 
 
 @pytest.mark.parametrize("way", ["no server", pytest.param("offline", marks=pytest.mark.slow)])

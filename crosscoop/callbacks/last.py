@@ -11,7 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
 
 from crosscoop.checkpoint_io import check_room, clean
 from crosscoop.data.samplers import TrainingLoader
@@ -36,14 +36,12 @@ class LastCheckpoint(Checkpoint):
         self.validation_follows = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look for room, and remove what a killed process left behind."""
+        """Remove what a killed process left behind."""
         if stage != "fit":
             return
         # With max_steps Lightning takes the end of an epoch for its middle, and counts an empty epoch when it resumes.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         if trainer.is_global_zero:
-            weights = sum(value.nbytes for value in pl_module.state_dict().values())
-            check_room(Path(trainer.default_root_dir), 2 * weights)  # and the momenta
             clean(Path(trainer.default_root_dir))
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,7 +49,9 @@ class LastCheckpoint(Checkpoint):
         self.stop.listen(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to listen for signals; within an epoch, leave out the batches that were seen."""
+        """Look for room, begin to listen for signals; within an epoch, leave out the batches that were seen."""
+        if trainer.is_global_zero:
+            check_room(Path(trainer.default_root_dir), _size(trainer, pl_module))
         self.stop.listen(trainer)
         self.step = trainer.global_step
         if trainer.fit_loop.restarting and isinstance(trainer.train_dataloader, TrainingLoader):
@@ -118,6 +118,20 @@ class LastCheckpoint(Checkpoint):
             total["ready"] += 1
             total["started"] += 1
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Follow a run's folder that was moved: Lightning drops the best score when the folder has another name."""
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key) or {}
+            old, new = state.get("dirpath"), getattr(callback, "dirpath", None)
+            if old and new and old != new and Path(str(trainer.ckpt_path)).resolve().parent == Path(new):
+                for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = state[key].replace(old, new, 1)
+                state["best_k_models"] = {
+                    path.replace(old, new, 1): score for path, score in state["best_k_models"].items()
+                }
+
     def _save(self, trainer: pl.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
@@ -125,6 +139,13 @@ class LastCheckpoint(Checkpoint):
     def _asked(self, trainer: pl.Trainer) -> bool:
         """Whether any rank was asked to end; all ranks call this at the same step."""
         return trainer.strategy.reduce_boolean_decision(bool(self.stop.received), all=False)
+
+
+def _size(trainer: pl.Trainer, module: pl.LightningModule) -> int:
+    """The bytes of a checkpoint: weights, averaged weights, and what the optimiser keeps of each (Adam: two)."""
+    copies = 1 + sum(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    copies += max(len(optimizer.defaults.get("betas", "1")) for optimizer in trainer.optimizers)
+    return copies * sum(int(value.nbytes) for value in module.state_dict().values())
 
 
 class StopSignals:
