@@ -60,8 +60,9 @@ class CrossEntropy(Loss):
                 f"loss.class_weights: got {len(self.weight)} weights, expected one for each of the {logits.shape[1]} "
                 "classes."
             )
+        precision = torch.promote_types(logits.dtype, torch.float32)
         total = functional.cross_entropy(
-            logits.float(),
+            logits.to(precision),
             mask,
             self.weight,
             ignore_index=VOID,
@@ -69,7 +70,7 @@ class CrossEntropy(Loss):
             label_smoothing=self.label_smoothing,
         )
         labelled = mask != VOID
-        count = labelled.sum().float() if self.weight is None else self.weight[mask[labelled]].sum()
+        count = labelled.sum().to(precision) if self.weight is None else self.weight[mask[labelled]].sum()
         return total / (share(count) if self.training else count).clamp(min=1e-12)
 
 

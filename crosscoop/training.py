@@ -27,6 +27,7 @@ from crosscoop.callbacks import (
     OutputComparison,
     PredictionImages,
     PredictionWriter,
+    Ranks,
     RunFolder,
     SkippedSamples,
 )
@@ -142,6 +143,7 @@ class TrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
+        trainer.callbacks.append(Ranks(trainer))  # type: ignore[attr-defined]  # the last one, as it may raise
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 forgive(logger)

@@ -1,28 +1,32 @@
-"""Two processes compute what one computes: evaluation, training, and batch norm over both.
+"""Several processes compute what one computes: evaluation, training, batch norm and augmentation.
 
 Run as a script with a folder, it does the work of the two processes and leaves what the tests look at.
 """
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import Recorder, crosscoop, fit, load
+from ranks import in_ranks, ranks, written_below
+from tiny import Recorder, assert_equal, crosscoop, fit, load
 from torch.nn.parallel import DistributedDataParallel
 
 import crosscoop as package
-from crosscoop.data import Streets
+from crosscoop.data import SegmentationData, Streets
 from crosscoop.loss import CrossEntropy
 from crosscoop.network import create_network
 from crosscoop.sync_batchnorm import TimmSyncBatchNorm
+from crosscoop.task import CooperativeSegmentation
 
 PACKAGE = Path(package.__file__).parents[1]
-TWO = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
+TWO = ranks(2)
 
 
 def evaluate(folder, number, name, options):
@@ -53,13 +57,7 @@ def step(network, first, last):
 def be_a_process(folder):
     """What each of the two processes does; the first one's training starts the second one."""
     torch.set_num_threads(1)
-    written = []
-
-    def audit(event, arguments):
-        if event == "os.rename" or (event == "open" and set(arguments[1] or "") & set("wax+")):
-            written.extend(path for path in map(str, arguments[:2]) if path.startswith(str(folder)))
-
-    sys.addaudithook(audit)
+    written = written_below(folder)
     fit(folder / "run", TWO, "--trainer.sync_batchnorm true --data.dataset.num_train 8 --trainer.max_epochs 2",
         "--trainer.callbacks+=tiny.Recorder")  # fmt: skip
     rank, recorder = torch.distributed.get_rank(), Recorder.latest
@@ -109,6 +107,17 @@ def test_evaluation_counts_every_image_exactly_once(folder, number):
     assert names[0] == names[1] and len(names[0].splitlines()) == number + 1
 
 
+def evaluate_as_three(rank, folder):
+    evaluate(folder, 5, "three", ranks(3))
+
+
+def test_three_ranks_count_what_one_counts(folder):
+    assert in_ranks(folder, 3, evaluate_as_three, folder) == [0, 0, 0]
+    evaluate(folder, 5, "one", "")
+    for file in ("metrics.json", "confusion.json", "branches.json", "images.csv"):
+        assert (folder / "three5" / file).read_text() == (folder / "one5" / file).read_text()
+
+
 def test_training_validates_an_odd_number_and_leaves_a_run(folder):
     history = (folder / "run" / "history.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in history[1:]] == [["0", "2"], ["1", "4"]]
@@ -127,6 +136,65 @@ def test_ranks_train_on_different_samples(folder):
     for epoch in (0, 1):
         assert sorted(name for each in draws for number, name in each if number == epoch) == names
     assert draws[0][:4] != [[0, name] for _, name in draws[0][4:]]  # shuffled anew
+
+
+def draws_of(world_size, seed=0, num_train=8, num_workers=2):
+    """(epoch, name, content) of all that the ranks draw in two epochs, from a loader with worker processes each."""
+    streets = Streets(num_train=num_train, height=32, width=64)
+    draws = []
+    for rank in range(world_size):
+        data = SegmentationData(streets, 2, num_workers=num_workers, crop_size=32, photometric=True, seed=seed)
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
+        loader = data.train_dataloader()
+        for epoch in (0, 1):
+            loader.sampler.set_epoch(epoch)
+            for batch in loader:
+                contents = (hashlib.sha256(image.numpy()).hexdigest() for image in batch["image"])
+                draws += [(epoch, *each) for each in zip(batch["name"], contents, strict=True)]
+    return sorted(draws)
+
+
+def test_every_rank_worker_and_epoch_augments_differently_and_reproducibly():
+    draws = draws_of(2)
+    assert len(draws) == 16 and len({content for _, _, content in draws}) == 16
+    assert draws_of(2) == draws  # the same seed again
+    assert draws_of(1) == draws_of(2, num_workers=0) == draws
+    assert not {content for _, _, content in draws} & {content for _, _, content in draws_of(2, seed=1)}
+
+
+def test_no_rank_repeats_the_draw_of_another_one_to_fill_its_share():
+    draws = draws_of(2, num_train=7, num_workers=0)
+    assert len(draws) == 4 * 2 and len({(epoch, name) for epoch, name, _ in draws}) == len(draws)
+
+
+def nan_in_the_second_rank(rank, folder, options):
+    step, calls = CooperativeSegmentation.training_step, []
+
+    def poisoned(self, batch, batch_idx):
+        calls.append(1)
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if len(calls) == 2 and rank == 1 else loss
+
+    CooperativeSegmentation.training_step = poisoned
+    fit(folder / "run", TWO, "--data.dataset.num_train 12 --trainer.callbacks+=tiny.Recorder", options)
+    torch.save(dict(Recorder.latest.module.named_parameters()), folder / f"{rank}.pt")
+
+
+def test_nan_in_one_rank_stops_all_with_one_message(tmp_path):
+    assert in_ranks(tmp_path, 2, nan_in_the_second_rank, tmp_path, "") == [2, 2]
+    outputs = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    messages = [line for each in outputs for line in each.splitlines() if "not finite" in line]
+    assert len(messages) == 2 and messages[0] == messages[1]
+    assert "(loss nan)" in messages[0] and messages[0].count("train/") == 4  # the samples of both ranks
+    assert not any("Traceback" in output for output in outputs)
+
+
+def test_nan_in_one_rank_is_left_out_by_all(tmp_path):
+    assert in_ranks(tmp_path, 2, nan_in_the_second_rank, tmp_path, "--nonfinite.max_skips 1") == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert_equal(first, second)
+    assert all(value.isfinite().all() for value in first.values())
+    assert load(tmp_path / "run" / "last.ckpt")["callbacks"]["NonFinite"] == {"skipped": 1}
 
 
 def test_only_the_first_rank_writes_and_prints(folder):
@@ -158,29 +226,29 @@ def void_batch(world_size):
 
 
 def loss_gradients(network, image, mask):
-    sum(CrossEntropy([1, 2, 3, 4, 5])(logits, mask) for logits in network(image)).backward()
+    loss = CrossEntropy([1, 2, 3, 4, 5]).double()
+    sum(loss(logits, mask) for logits in network(image)).backward()
     plain = network.module if isinstance(network, DistributedDataParallel) else network
     return {name: parameter.grad for name, parameter in plain.named_parameters()}
 
 
-def be_a_rank(rank, world_size, folder):
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(folder / f"store{world_size}"), world_size)
+def leave_gradients(rank, world_size, folder):
+    store = torch.distributed.FileStore(str(folder / "store"), world_size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     network = make_network()
     TimmSyncBatchNorm().apply(network)
     image, mask = (each[2 * rank : 2 * rank + 2] for each in void_batch(world_size))
-    torch.save(loss_gradients(DistributedDataParallel(network), image, mask), folder / f"{world_size}-{rank}.pt")
+    torch.save(loss_gradients(DistributedDataParallel(network), image, mask), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_gradients_are_those_of_the_joined_batch_however_much_is_void(tmp_path, world_size):
-    torch.multiprocessing.spawn(be_a_rank, (world_size, tmp_path), nprocs=world_size)
+    assert in_ranks(tmp_path, world_size, leave_gradients, world_size, tmp_path) == [0] * world_size
     expected = loss_gradients(make_network(), *void_batch(world_size))
     for rank in range(world_size):
-        given = torch.load(tmp_path / f"{world_size}-{rank}.pt", weights_only=True)
-        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-7)  # the loss is in float32
+        given = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-12)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from crosscoop.callbacks.last import LastCheckpoint
 from crosscoop.callbacks.nonfinite import NonFinite
 from crosscoop.callbacks.pictures import PredictionImages
 from crosscoop.callbacks.predictions import PredictionWriter
+from crosscoop.callbacks.ranks import Ranks
 from crosscoop.callbacks.run import RunFolder
 from crosscoop.callbacks.skipped import SkippedSamples
 
@@ -16,6 +17,7 @@ __all__ = [
     "OutputComparison",
     "PredictionImages",
     "PredictionWriter",
+    "Ranks",
     "RunFolder",
     "SkippedSamples",
 ]

@@ -57,16 +57,18 @@ class NonFinite(pl.Callback):
         bad = (~torch.stack([value.float() for value in values]).isfinite()).any().float()
         if trainer.world_size > 1:
             dist.all_reduce(bad)
-        names, self.names, losses, self.losses = self.names, [], self.losses, []
+        names, self.names, self.losses = self.names, [], []
         if not bad:
             return
+        loss = float(values[0])
         if trainer.world_size > 1:
             everyone: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(everyone, names)
-            names = [name for each in everyone for name in each]
+            dist.all_gather_object(everyone, (names, loss))
+            names = [name for each, _ in everyone for name in each]
+            loss = sum(loss for _, loss in everyone) / trainer.world_size
         what = (
             f"Loss or gradients are not finite at step {trainer.global_step} of epoch {trainer.current_epoch} "
-            f"(loss {float(sum(losses)):g}), on {', '.join(names)}"
+            f"(loss {loss:g}), on {', '.join(names)}"
         )
         self.skipped += 1
         pl_module.log("train/skipped_steps", float(self.skipped))

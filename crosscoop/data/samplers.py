@@ -13,6 +13,7 @@ class TrainingSampler(DistributedSampler[tuple[int, int]]):
 
     With the epoch in hand a data set can derive the augmentation from (seed, epoch, index): different in every
     epoch and rank, the same for any number of workers. Lightning calls `set_epoch` and leaves the sampler in place.
+    Samples that do not make up one for every rank are left to other epochs: repeated ones would be augmented alike.
 
     Args:
         dataset: What to draw from.
@@ -22,7 +23,8 @@ class TrainingSampler(DistributedSampler[tuple[int, int]]):
     """
 
     def __init__(self, dataset: Sized, world_size: int, rank: int, seed: int) -> None:
-        super().__init__(dataset, world_size, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        whole = len(dataset) >= world_size
+        super().__init__(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=whole)  # type: ignore[arg-type]
         self.start = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
