@@ -5,9 +5,12 @@
 It prints the slopes over the second half of each part, and fails where one is not flat. Linux only (/proc).
 """
 
+import contextlib
 import multiprocessing
+import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +37,29 @@ QUANTITIES = ("memory in MiB", "open files", "worker processes")
 def look() -> tuple[float, int, int]:
     """Resident memory in MiB, open file descriptors and child processes of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20, len(list(Path("/proc/self/fd").iterdir())), len(multiprocessing.active_children())
+    return pages * 4096 / 2**20, len(open_files()), len(multiprocessing.active_children())
+
+
+def open_files() -> list[str]:
+    """What this process has open; numbers, such as those of sockets, are left out."""
+    names = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder itself, closed by now
+            names.append(re.sub(r"[\d_]+", "", str(entry.readlink())))
+    return names
 
 
 class Watch(pl.Callback):
     """Looks every 20 training steps."""
 
     rows: list[tuple[float, ...]] = []  # noqa: RUF012
+    names: list[Counter[str]] = []  # noqa: RUF012
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Look."""
         if trainer.global_step % 20 == 0:
             Watch.rows.append((trainer.global_step, *look()))
+            Watch.names.append(Counter(open_files()))
 
 
 def soak(output: Path) -> None:
@@ -62,6 +76,11 @@ def soak(output: Path) -> None:
             if number % 200 == 0:
                 predicted.append((number, *look()))
     parts = {"training steps": np.array(imported.Watch.rows), "predictions": np.array(predicted)}
+    half = imported.Watch.names[len(imported.Watch.names) // 2 :]
+    for name in sorted(set().union(*half)):
+        counts = [names[name] for names in half]
+        if len(set(counts)) > 1:
+            print(f"open while training: {min(counts)} to {max(counts)} of {name}")
     figure, axes = plt.subplots(3, 2, figsize=(9, 6), sharex="col")
     flat = True
     for column, (what, rows) in enumerate(parts.items()):
