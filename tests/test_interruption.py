@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,16 +92,19 @@ def cut_at(monkeypatch, hook, times):
     monkeypatch.setattr(CooperativeSegmentation, hook, counting)
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(("hook", "times", "options"), [
     ("training_step", 9, "--last.every_n_steps 1"),  # within the second epoch
-    pytest.param("training_step", 9, "--last.every_n_steps 1 --data.num_workers 2", marks=pytest.mark.slow),
-    pytest.param("training_step", 10, "--last.every_n_steps 2 --trainer.accumulate_grad_batches 2", marks=pytest.mark.slow),
+    slow("training_step", 9, "--last.every_n_steps 1 --data.num_workers 2"),
+    slow("training_step", 10, "--last.every_n_steps 2 --trainer.accumulate_grad_batches 2"),
     ("validation_step", 5, "--data.num_workers 1"),
-    pytest.param("validation_step", 5, "--trainer.val_check_interval 0.5", marks=pytest.mark.slow),
-    pytest.param("training_step", 11, "--last.every_n_steps 1 --trainer.val_check_interval 0.5", marks=pytest.mark.slow),
-    pytest.param("training_step", 5, "--last.every_n_steps 1 --trainer.max_epochs -1 --trainer.max_steps 14", marks=pytest.mark.slow),
+    slow("validation_step", 5, "--trainer.val_check_interval 0.5"),
+    slow("training_step", 11, "--last.every_n_steps 1 --trainer.val_check_interval 0.5"),
+    slow("training_step", 5, "--last.every_n_steps 1 --trainer.max_epochs -1 --trainer.max_steps 14"),
     ("training_step", 8, "--trainer.max_epochs -1 --trainer.max_steps 14"),  # from the end of an epoch
-    pytest.param("training_step", 8, "--last.every_n_steps 1 --trainer.check_val_every_n_epoch 2", marks=pytest.mark.slow),
+    slow("training_step", 8, "--last.every_n_steps 1 --trainer.check_val_every_n_epoch 2"),
 ])  # fmt: skip
 def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, hook, times, options):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
