@@ -1,5 +1,6 @@
 """What several test files share: seeded tests on one thread, and a small pair of branches."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from crosscoop.network import CooperativeNetwork, create_network
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: another number gives other roundings
 
 
 @pytest.fixture(autouse=True)

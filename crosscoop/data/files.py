@@ -188,7 +188,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        if error.errno:  # PIL's own have none
+            error.filename = error.filename or str(path)  # a full disk names none
         raise
     finally:
         temporary.unlink(missing_ok=True)
