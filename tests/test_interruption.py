@@ -190,8 +190,13 @@ Task.{where} = signalled
 
 
 def test_signal_before_the_first_step_leaves_a_run_to_begin(tmp_path):
-    process = in_a_process(tmp_path, OPTIONS, "import os\nfrom crosscoop.data import Streets\n"
-        "Streets.prepare = lambda self: os.kill(os.getpid(), 2)")  # fmt: skip
+    prelude = """
+import os, signal
+from crosscoop.data import Streets
+signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ignored
+Streets.prepare = lambda self: os.kill(os.getpid(), signal.SIGINT)
+"""
+    process = in_a_process(tmp_path, OPTIONS, prelude)
     output = process.communicate()[0]
     assert process.returncode == 130 and "Traceback" not in output, output
 

@@ -157,7 +157,7 @@ def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_
     output = capsys.readouterr().out
     assert output.count(f"wandb sync {tmp_path}/run/wandb/offline-run-*") == 2
     assert ("API key" if way == "no key" else "cannot be reached") in output
-    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    runs = [path.name.split("-")[3] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert set(runs) == {(tmp_path / "run" / "wandb.id").read_text().strip()}
 
 
