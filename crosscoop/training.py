@@ -86,6 +86,9 @@ class TrainingCLI(LightningCLI):
         """Look at the checkpoint before Lightning does, which would complain with a stack trace, or fetch a URL."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        for name, default in vars(self._parser(self.config.subcommand).get_defaults()).items():
+            if default is not None and config.get(name) is None:  # a section whose options are all commented out
+                config[name] = default
         if not 0 <= int(config.seed_everything) < 2**32:
             raise CrosscoopError(f"seed_everything: got {config.seed_everything}, expected 0 to 4294967295.")
         if checkpoint := config.get("ckpt_path"):

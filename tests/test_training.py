@@ -473,3 +473,10 @@ def test_training_uses_the_augmented_crops(tmp_path, monkeypatch):
 def test_python_interface_and_command_line_name_the_same_version(capsys):
     crosscoop("--version")
     assert capsys.readouterr().out == f"crosscoop {package.__version__}\n"
+
+
+def test_section_with_all_its_options_commented_out_is_the_default(tmp_path):
+    (tmp_path / "empty.yaml").write_text("model:\ncheckpoint:\n# monitor: val/miou\n")
+    fit(tmp_path / "run", "--config", tmp_path / "empty.yaml")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["checkpoint"]["monitor"] == "val/miou" and config["model"]["poly_power"] == 0.9
