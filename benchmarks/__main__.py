@@ -27,6 +27,9 @@ def main() -> None:
         "names", nargs="*", metavar="NAME", help=f"some of {', '.join(document.SECTIONS)}; default: all"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written: only to see that it runs")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more than one: by the clock, on an idle machine; default: 1"
+    )
     parser.add_argument("--document", action="store_true", help="only write the document anew, from earlier results")
     parser.add_argument("--voc", help="folder of PASCAL VOC 2012; default: generated files of its size")
     parser.add_argument("--cityscapes", help="folder of Cityscapes; default: generated files of its size")
@@ -35,7 +38,7 @@ def main() -> None:
         parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(document.SECTIONS)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     setting = Setting(given.quick, device, given.voc, given.cityscapes)
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     cv2.setNumThreads(1)
     for name in [] if given.document else given.names or document.SECTIONS:
         print(f"{name} ...", file=sys.stderr)
@@ -46,9 +49,12 @@ def main() -> None:
             command = f"python -m benchmarks {name}" + "".join(
                 f" --{key} ROOT" for key in ("voc", "cityscapes") if getattr(given, key) and name == "pipelines"
             )
+            file = f"{name}.json"
+            if given.threads > 1:
+                command, file = f"{command} --threads {given.threads}", f"{name}_{given.threads}_threads.json"
             result = {"date": date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            (RESULTS / file).write_text(json.dumps(result, indent=1) + "\n")
     if not given.quick:
         document.write(RESULTS, Path("docs"))
 

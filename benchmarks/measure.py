@@ -38,8 +38,8 @@ class Setting:
 def in_turn(works: list[Work], repeats: int, device: str = "cpu", warm_up: int = 1) -> list[list[float]]:
     """Seconds of each work, in turn A B A B ..., after a warm-up.
 
-    On the CPU it is the CPU time of this process, which other processes disturb less than the time on the clock; with
-    one thread both are the same on an idle machine. On CUDA it is the time on the clock, the device synchronised.
+    On one thread of the CPU it is the CPU time of this process, which other processes disturb less than the time on the
+    clock; on an idle machine both are the same. On several, and on CUDA (synchronised), it is the time on the clock.
     """
     seconds: list[list[float]] = [[] for _ in works]
     for repeat in range(warm_up + repeats):
@@ -53,11 +53,12 @@ def in_turn(works: list[Work], repeats: int, device: str = "cpu", warm_up: int =
 
 def now(device: str) -> float:
     """Seconds, see `in_turn`."""
-    if device == "cpu":
-        return time.process_time()
     import torch
 
-    torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
     return time.perf_counter()
 
 

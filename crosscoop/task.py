@@ -50,7 +50,7 @@ class CooperativeSegmentation(pl.LightningModule):
         loss: The loss of one branch; the branches' losses are summed.
         inference: How images are evaluated; the command line's group `inference`.
         boundary_iou: Measure boundary IoU as well; it takes longer than all other figures.
-        channels_last: Keep maps in the channels-last layout, the faster one on GPUs with tensor cores.
+        channels_last: Keep maps in the channels-last layout, the faster one on CPUs and on GPUs with tensor cores.
         compile: Compile the network with torch.compile (the first steps take minutes).
     """
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crosscoop.errors import CrosscoopError
 from crosscoop.loss import CrossEntropy
 from crosscoop.network import DeepLabV3Plus, create_network
-from crosscoop.network.layers import BatchNorm2d, ConvNormAct, resize
+from crosscoop.network.layers import BatchNorm2d, ConvNormAct, DepthwiseConv2d, resize
 from crosscoop.sync_batchnorm import TimmSyncBatchNorm
 
 SIZES = [(32, 32), (17, 17), (33, 65), (50, 31), (16, 200), (1, 1)]
@@ -298,6 +298,24 @@ def test_resize_is_half_pixel_bilinear_and_free_where_the_size_fits():
     feature = torch.tensor([[[[0.0, 1.0]]]])
     assert resize(feature, (1, 2)) is feature
     torch.testing.assert_close(resize(feature, (1, 4)), torch.tensor([[[[0.0, 0.25, 0.75, 1.0]]]]))
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 6, 13])
+@pytest.mark.parametrize("size", [(12, 12), (5, 13), (1, 1)])
+def test_depthwise_convolution_gives_torchs_output_and_gradients_in_both_layouts(rate, size):
+    ours = DepthwiseConv2d(4, rate).double()
+    torchs = nn.Conv2d(4, 4, 3, padding=rate, dilation=rate, groups=4, bias=False).double()
+    torchs.load_state_dict(ours.state_dict())
+    results = []
+    for layer, layout in itertools.product((torchs, ours), (torch.contiguous_format, torch.channels_last)):
+        torch.manual_seed(0)
+        image = torch.randn(2, 4, *size, dtype=torch.double).to(memory_format=layout).requires_grad_()
+        output = layer(image)
+        layer.weight.grad = None
+        (output * torch.randn(2, 4, *size, dtype=torch.double)).sum().backward()
+        results.append((output, image.grad, layer.weight.grad))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation", "separable"), [(1, 1, False), (3, 6, False), (3, 6, True)])

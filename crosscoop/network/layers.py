@@ -1,5 +1,6 @@
 """The layers that ASPP and decoder are made of."""
 
+import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +21,39 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(input)
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise 3x3 convolution that keeps the map's size, with a faster training step on CPUs in channels-last layout.
+
+    The pixels that an atrous kernel combines lie `rate` apart, so that a map is `rate * rate` maps that never meet.
+    Convolved one by one at rate 1 they give the same sums, and oneDNN has a fast backward for that rate alone.
+
+    Args:
+        channels: Channels of input and output.
+        rate: Atrous rate.
+    """
+
+    def __init__(self, channels: int, rate: int = 1) -> None:
+        super().__init__(channels, channels, 3, padding=rate, dilation=rate, groups=channels, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `(N, channels, H, W)`."""
+        rate = self.dilation[0]
+        channels_last = input.is_contiguous(memory_format=torch.channels_last)
+        if rate == 1 or not (self.training and channels_last and input.is_cpu):
+            return super().forward(input)
+        number, channels, height, width = input.shape
+        if rate >= max(height, width):  # only the kernel's centre meets the map
+            return functional.conv2d(input, self.weight[:, :, 1:2, 1:2], groups=channels)
+        rows, columns = (max(-(-side // rate), 3) for side in (height, width))  # maps below 3 x 3 are slow
+        padded = functional.pad(input, (0, columns * rate - width, 0, rows * rate - height)).permute(0, 2, 3, 1)
+        parted = padded.reshape(number, rows, rate, columns, rate, channels).permute(0, 2, 4, 1, 3, 5)
+        maps = parted.reshape(number * rate * rate, rows, columns, channels).permute(0, 3, 1, 2)
+        maps = functional.conv2d(maps, self.weight, padding=1, groups=channels).permute(0, 2, 3, 1)
+        joined = maps.reshape(number, rate, rate, rows, columns, channels).permute(0, 3, 1, 4, 2, 5)
+        output = joined.reshape(number, rows * rate, columns * rate, channels).permute(0, 3, 1, 2)
+        return output[:, :, :height, :width]
+
+
 class ConvNormAct(nn.Sequential):
     """Convolution, batch norm, ReLU; the convolution dense or depthwise-separable, the map's size kept.
 
@@ -28,7 +62,7 @@ class ConvNormAct(nn.Sequential):
         out_channels: Channels of the output.
         kernel_size: 1 or 3.
         dilation: Atrous rate.
-        separable: Split the convolution into a depthwise and a pointwise one.
+        separable: Split a 3x3 convolution into a depthwise and a pointwise one.
     """
 
     def __init__(
@@ -39,21 +73,10 @@ class ConvNormAct(nn.Sequential):
         dilation: int = 1,
         separable: bool = False,
     ) -> None:
-        padding = dilation * (kernel_size // 2)
         if separable:
-            convolutions = [
-                nn.Conv2d(
-                    in_channels,
-                    in_channels,
-                    kernel_size,
-                    padding=padding,
-                    dilation=dilation,
-                    groups=in_channels,
-                    bias=False,
-                ),
-                nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            ]
+            convolutions = [DepthwiseConv2d(in_channels, dilation), nn.Conv2d(in_channels, out_channels, 1, bias=False)]
         else:
+            padding = dilation * (kernel_size // 2)
             convolutions = [
                 nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
             ]
