@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from crosscoop.checkpoint import read_checkpoint, written_by
 from crosscoop.data.files import shorten
 from crosscoop.errors import CrosscoopError
-from crosscoop.predictor import read_checkpoint, written_by
 
 RESTORED = ("optimizer", "scheduler", "heads_lr_multiplier")
 """Options of `model` that a checkpoint brings back when training goes on: other values would have no effect."""

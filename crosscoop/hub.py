@@ -11,10 +11,10 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from crosscoop.about import About
+from crosscoop.checkpoint import find_checkpoint, read_network
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.create import create_network
-from crosscoop.predictor import find_checkpoint, read_network
 from crosscoop.results import describe, percent
 
 LICENCES = {

@@ -31,13 +31,13 @@ from crosscoop.callbacks import (
     RunFolder,
     SkippedSamples,
 )
+from crosscoop.checkpoint import read_checkpoint
 from crosscoop.checkpoint_io import WholeFiles, check_room, is_whole
 from crosscoop.compatibility import check_fits
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.inference import Inference
 from crosscoop.network import create_network
-from crosscoop.predictor import read_checkpoint
 from crosscoop.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.task import CooperativeSegmentation
 from crosscoop.wandb_runs import forgive, keep_wandb_run

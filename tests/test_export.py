@@ -18,13 +18,14 @@ from tiny import crosscoop
 
 import crosscoop as package
 from crosscoop.about import About
+from crosscoop.checkpoint import read_network
 from crosscoop.errors import CrosscoopError
 from crosscoop.export import prepare
 from crosscoop.export.formats import FORMATS, write_onnx
 from crosscoop.export.parity import SIZES, parity, random_image
 from crosscoop.inference import Inference
 from crosscoop.network.outputs import outputs_of
-from crosscoop.predictor import Predictor, read_network
+from crosscoop.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

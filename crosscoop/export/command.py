@@ -10,6 +10,7 @@ from typing import Literal
 from rich.console import Console
 
 from crosscoop.about import About
+from crosscoop.checkpoint import find_checkpoint, read_network
 from crosscoop.data.files import replacing
 from crosscoop.errors import CrosscoopError
 from crosscoop.export.formats import FORMATS
@@ -17,7 +18,6 @@ from crosscoop.export.int8 import EQUAL, Images, compare, images_of, quantize, t
 from crosscoop.export.parity import parity
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.outputs import outputs_of
-from crosscoop.predictor import find_checkpoint, read_network
 
 
 def export(

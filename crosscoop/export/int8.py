@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from crosscoop.checkpoint import read_checkpoint
 from crosscoop.data.files import FileSample
 from crosscoop.data.pipeline import EvaluationSet, Item
 from crosscoop.errors import CrosscoopError
@@ -20,7 +21,6 @@ from crosscoop.export.onnx import OnnxNetwork
 from crosscoop.labels import upsampled_labels
 from crosscoop.metrics import ConfusionMatrix, Scores
 from crosscoop.predict import find_images
-from crosscoop.predictor import read_checkpoint
 from crosscoop.report.runs import open_data
 from crosscoop.results import percent
 
