@@ -36,6 +36,8 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.names) - set(document.SECTIONS):
         parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(document.SECTIONS)}")
+    if given.threads < 1:
+        parser.error(f"--threads: got {given.threads}, expected at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     setting = Setting(given.quick, device, given.voc, given.cityscapes)
     torch.set_num_threads(given.threads)

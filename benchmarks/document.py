@@ -27,8 +27,7 @@ SECTIONS = {
         "Training steps",
         "Forward, losses, backward and SGD on random images. smp has its second separable convolution at stride 16, "
         "ours at stride 4, as in the DeepLabV3+ paper: with as many parameters, a light pair's branches need 6.19 G "
-        "multiply-adds for this forward, smp's two networks 5.15 G. The second table is by the clock, on an idle "
-        "machine, as a training takes all cores; two runs differed by 3 per cent (row one: 1.00 and 1.03).",
+        "multiply-adds for this forward, smp's two networks 5.15 G.",
     ),
     "inference": (
         "Inference",
@@ -42,8 +41,8 @@ SECTIONS = {
     "start": ("Start", "CPU time of a process."),
     "processes": (
         "Two processes",
-        "A step of a light pair at 256 x 256, batch 2 per process, by the clock; DDP over gloo. The ratio is the "
-        "efficiency of weak scaling: time alone over time of the slower of two.",
+        "A step of a light pair at 256 x 256, batch 2 per process, by the clock; DDP over gloo. "
+        "Of two processes the slower counts; times as fast is the efficiency of weak scaling.",
     ),
     "growth": (
         "Growth, shares, and the machine's limit",

@@ -51,7 +51,9 @@ def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
         CrosscoopError: None does, or both.
     """
     if bool(ckpt_path) == bool(run):
-        raise CrosscoopError("expected either a checkpoint or --run FOLDER, whose best.ckpt is taken.")
+        raise CrosscoopError(
+            f"got {'both' if run else 'neither'}, expected either a checkpoint or --run FOLDER, to take its best.ckpt."
+        )
     return Path(ckpt_path or f"{run}/best.ckpt")
 
 

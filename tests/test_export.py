@@ -254,8 +254,8 @@ def test_same_padding_is_constant_in_an_export(make_pair):
 
 def test_wrong_options(run, exported, refused, tmp_path):
     for options, said in {
-        (): "expected either a checkpoint or --run FOLDER",
-        (run / "best.ckpt", "--run x"): "expected either a checkpoint or --run FOLDER",
+        (): "got neither, expected either a checkpoint or --run FOLDER",
+        (run / "best.ckpt", "--run x"): "got both, expected either a checkpoint or --run FOLDER",
         ("nowhere.ckpt",): "no checkpoint nowhere.ckpt",
         (run / "best.ckpt", "--format tflite"): "'onnx', 'torch_export', 'safetensors'",
         (run / "best.ckpt", "--outputs [left]"): "outputs: got ['left'], expected some of top, bottom, ensemble",
