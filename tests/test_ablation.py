@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -249,6 +250,27 @@ def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):
         assert subprocess.run(command, check=False).returncode == TAKEN
     assert sorted(file.name for file in cell.folder.iterdir()) == [".lock"]
     assert state(ablation, cell) == "waiting"
+
+
+def test_worker_takes_what_another_left_behind(grid, tmp_path, capsys):
+    runs, path = tmp_path / "runs", grid(seeds=[0], grid={}, cells=GRID["cells"], tests={})
+    first, second = read_ablation(path).all_cells(runs)
+    first.folder.mkdir(parents=True)
+    lock = FileLock(first.folder / ".lock", thread_local=False)
+    lock.acquire()
+
+    def die_while_the_second_trains():
+        while not second.folder.is_dir():
+            time.sleep(0.01)
+        lock.release()
+
+    other = threading.Thread(target=die_while_the_second_trains)
+    other.start()
+    crosscoop("ablate", "--runs", runs, "--grid", path)
+    other.join()
+    words = capsys.readouterr().out
+    assert words.index("ensemble/seed0: running") < words.index("resnet/seed0: running (")
+    assert "missing" not in (runs / "table.md").read_text()
 
 
 def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path):

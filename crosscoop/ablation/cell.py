@@ -50,7 +50,7 @@ def run(ablation: Ablation, cell: Cell) -> None:
     from crosscoop.cli import main
 
     cell.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(cell.folder / ".lock", timeout=0):
+    with FileLock(cell.folder / ".lock", timeout=1):  # longer than another worker's look at it, `_is_held`, takes
         given = cell.folder / "given.yaml"
         with replacing(given) as temporary:
             temporary.write_text(yaml.safe_dump(cell.config, sort_keys=False))

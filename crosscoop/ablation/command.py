@@ -12,7 +12,7 @@ from crosscoop.ablation.cell import state
 from crosscoop.ablation.grid import Ablation, Cell, read_ablation
 from crosscoop.ablation.summary import summarise
 from crosscoop.ablation.tables import write_tables
-from crosscoop.ablation.workers import STYLES, Workers, duration
+from crosscoop.ablation.workers import ELSEWHERE, STYLES, Workers, duration
 from crosscoop.data.files import replacing
 from crosscoop.errors import CrosscoopError
 
@@ -120,7 +120,7 @@ def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, ret
         print(f"\nTo go on: crosscoop ablate --runs {folder}", file=sys.stderr)
         raise SystemExit(130) from None
     print()
-    if elsewhere := [label for label, word in states.items() if word.startswith("running")]:
+    if elsewhere := [label for label, word in states.items() if word == ELSEWHERE]:
         print(f"Still running elsewhere: {', '.join(elsewhere)}.")
 
 

@@ -25,6 +25,9 @@ from crosscoop.results import percent
 STYLES = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
 SIGNALLED = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, 130, 143, 128 + signal.SIGUSR1}
 """Exit codes of a training that was asked to stop, and kept its state."""
+ELSEWHERE = "running elsewhere"
+LOOK = 30.0
+"""Seconds between two looks at what other workers do."""
 
 
 class Workers:
@@ -45,7 +48,8 @@ class Workers:
         self.slots: dict[str, int] = {}
         self.seconds: list[float] = []
         self.started: dict[str, float] = {}
-        self.states = {cell.label: state(ablation, cell) for cell in cells}
+        self.states = {cell.label: _state(ablation, cell) for cell in cells}
+        self.looked = time.monotonic()
         self.console = Console()
 
     def run(self) -> dict[str, str]:
@@ -79,12 +83,24 @@ class Workers:
             process = self.running.get(cell.label)
             if process is not None and process.poll() is not None:
                 self._ended(cell, process.returncode)
+        if not self.running or time.monotonic() - self.looked > LOOK:
+            self._look()
         for cell in self.cells:
             if len(self.running) >= self.count:
                 break
             if self.states[cell.label] in ("waiting", "interrupted") and cell.label not in self.running:
                 self._start(cell)
         return bool(self.running)
+
+    def _look(self) -> None:
+        """See what other workers have taken, finished, or left behind when they died."""
+        self.looked = time.monotonic()
+        for cell in self.cells:
+            known = self.states[cell.label]
+            if cell.label not in self.running and known in ("waiting", "interrupted", ELSEWHERE):
+                now = _state(self.ablation, cell)
+                if now != known:
+                    self._tell(cell, now)
 
     def _start(self, cell: Cell) -> None:
         cell.folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +125,7 @@ class Workers:
             self.seconds.append(time.monotonic() - self.started[cell.label])
             self._tell(cell, "done")
         elif code == TAKEN:
-            self._tell(cell, "running elsewhere")
+            self._tell(cell, ELSEWHERE)
         elif code in SIGNALLED:
             self._tell(cell, "stopped")
         else:
@@ -153,8 +169,8 @@ class Workers:
         if word == "done":
             figures = next(iter(tests(self.ablation, cell).values())) / "metrics.json"
             return Text(percent(_miou(figures)), style=STYLES["done"])
-        if word == "running":
-            return Text(_epoch(cell), style=STYLES["running"])
+        if word in ("running", ELSEWHERE):
+            return Text(word.replace("running", _epoch(cell)), style=STYLES["running"])
         return Text(word, style=STYLES.get(word, ""))
 
 
@@ -181,6 +197,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _state(ablation: Ablation, cell: Cell) -> str:
+    """A cell's state as its folder says it: one that runs, and that we have not started, runs elsewhere."""
+    return state(ablation, cell).replace("running", ELSEWHERE)
 
 
 def _epoch(cell: Cell) -> str:
