@@ -75,6 +75,7 @@ def record(folder: Path, outputs: dict[str, float], protocol: str = "whole image
     content = {
         "stage": "test",
         "miou": list(outputs.values())[-1],
+        "iou_per_class": {"Road": list(outputs.values())[-1] + 0.1, "Sky": None},  # no pixel of sky in this test
         "protocol": {**how, "evaluation": protocol, "inference": "single scale"},
         "outputs": {name: {"miou": miou} for name, miou in outputs.items()},
     }
@@ -325,7 +326,7 @@ def finished(tmp_path: Path, **changes) -> tuple[Ablation, Path]:
     """An ablation with figures of three seeds, one of them missing."""
     cells = {"A": {"network.strategy": "none"}, "B & co": {"network.strategy": "cross_c1"}, "C": {}}
     ablation = Ablation(
-        **{**GRID, "base": BASE, "seeds": (0, 1, 2), "cells": cells, "grid": {}, "baseline": "A", **changes}
+        **{**GRID, "base": BASE, "seeds": (0, 1, 2), "cells": cells, "grid": {}, "baseline": ("A",), **changes}
     )
     for seed, (a, b) in enumerate(((0.50, 0.53), (0.51, 0.55), (0.52, 0.54))):
         record(tmp_path / f"a/seed{seed}/own_size", {"top": a - 0.02, "bottom": a - 0.01, "ensemble": a})
@@ -362,13 +363,41 @@ def test_differing_protocols_are_cried_out(tmp_path):
 
 def test_markdown_and_latex(tmp_path):
     files = write_tables(summarise(*finished(tmp_path)), tmp_path)
-    assert [file.name for file in files] == ["table.md", "table.csv", "table.tex", "table.png"]
+    kinds = ["md", "csv", "tex", "png"]
+    assert [file.name for file in files] == [f"{stem}.{kind}" for stem in ("table", "classes") for kind in kinds]
     markdown, latex = files[0].read_text(), files[2].read_text()
     assert "| B & co | 54.00 ± 1.00 | 53.00 ± 1.00 | 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 |" in markdown
     assert "1.50 M | 2.00 G | 1.5 min |" in markdown
     assert r"B \& co & 54.00 $\pm$ 1.00" in latex and r"\toprule" in latex and r"\caption{Tiny." in latex
     lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len({line.replace(r"\&", "").count("&") for line in lines}) == 1  # a tabular of one width
+
+
+def test_every_baseline_has_its_columns(tmp_path):
+    ablation, runs = finished(tmp_path, baseline=("A", "C"))
+    heading, _, a, b, c = write_tables(summarise(ablation, runs), runs)[0].read_text().splitlines()[2:7]
+    assert "| difference to A | p | difference to C | p |" in heading
+    assert "| 51.00 ± 1.00 | - | - | +10.00 | - |" in a  # one seed in common with C
+    assert "| 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 | +13.00 | - |" in b
+    assert "| 40.00 | -10.00 | - | - | - |" in c
+
+
+def test_classes_of_every_row(tmp_path):
+    *_, markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)
+    assert "| A | 61.00 ± 1.00 |" in markdown.read_text() and "Sky" not in markdown.read_text()
+    rows = list(csv.DictReader(values.open()))
+    assert [row["iou"] for row in rows if row["row"] == "B & co"] == ["0.63", "0.65", "0.64"]
+    assert picture.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("Ensemble", ("Ensemble",)), (["ResNet", "Ensemble"], ("ResNet", "Ensemble")), (None, ())]
+)
+def test_baseline_is_a_name_or_several(grid, tmp_path, given, kept):
+    ablation = read_ablation(grid(baseline=given))
+    assert ablation.baseline == kept
+    (tmp_path / "kept.yaml").write_text(ablation.dump())
+    assert read_ablation(tmp_path / "kept.yaml") == ablation
 
 
 def test_layouts_of_the_paper(tmp_path):
@@ -382,6 +411,6 @@ def test_layouts_of_the_paper(tmp_path):
 
 
 def test_tables_of_nothing_say_so(tmp_path):
-    ablation = Ablation(**{**GRID, "base": BASE, "seeds": (0,)})
+    ablation = Ablation(**{**GRID, "base": BASE, "seeds": (0,), "baseline": ("Ensemble",)})
     text = write_tables(summarise(ablation, tmp_path), tmp_path)[0].read_text()
     assert "no run has been tested yet" in text and "1 of ResNet" in text

@@ -50,7 +50,7 @@ class Ablation:
         seeds: The seeds; each row is trained with each of them.
         cells: Options by row, as `{row: {network.strategy: cross}}`; a dot leads into a group.
         grid: Values by option; every combination is a further row.
-        baseline: The row that all others are compared with.
+        baseline: The rows that all others are compared with: one name or a list, of which plots show the first.
         tests: Options of `crosscoop test` by the name of a test; the tables show the first.
         checkpoint: Which checkpoint is tested: best.ckpt, or last.ckpt for a fixed number of steps.
         layout: summary (a line per row, all outputs), outputs (a line per output: the paper's tables 1 and 3) or
@@ -62,7 +62,7 @@ class Ablation:
     seeds: tuple[int, ...] = (0,)
     cells: dict[str, Config] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    baseline: str | None = None
+    baseline: tuple[str, ...] = ()
     tests: dict[str, Config] = field(default_factory=lambda: {"test": {}})
     checkpoint: str = "best.ckpt"
     layout: str = "summary"
@@ -104,7 +104,8 @@ class Ablation:
 
     def dump(self) -> str:
         """The ablation as YAML, its base inside."""
-        return yaml.safe_dump({**asdict(self), "seeds": list(self.seeds)}, sort_keys=False)
+        lists = {"seeds": list(self.seeds), "baseline": list(self.baseline)}
+        return yaml.safe_dump({**asdict(self), **lists}, sort_keys=False)
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -138,6 +139,8 @@ def read_ablation(path: Path) -> Ablation:
     if bad := [seed for seed in content.get("seeds", [0]) if not isinstance(seed, int) or isinstance(seed, bool)]:
         raise CrosscoopError(f"{path}: seeds holds {bad[0]!r}, expected whole numbers.")
     content["seeds"] = tuple(content.get("seeds", [0]))
+    baseline = content.get("baseline") or []
+    content["baseline"] = tuple(baseline) if isinstance(baseline, list) else (baseline,)
     ablation = Ablation(**{key: value for key, value in content.items() if key != "tests" or value})
     _check(ablation, path)
     return ablation
@@ -152,8 +155,8 @@ def _check(ablation: Ablation, path: Path) -> None:
         raise CrosscoopError(f"{path}: {' and '.join(twice)} would share one folder; give them other names in cells.")
     if len(set(ablation.seeds)) < len(ablation.seeds):
         raise CrosscoopError(f"{path}: got seeds {list(ablation.seeds)}, expected each once.")
-    if ablation.baseline is not None and ablation.baseline not in rows:
-        raise CrosscoopError(f"{path}: got baseline {ablation.baseline!r}, expected one of {', '.join(rows)}.")
+    if bad := [name for name in ablation.baseline if name not in rows]:
+        raise CrosscoopError(f"{path}: got baseline {bad[0]!r}, expected one of {', '.join(rows)}.")
     if ablation.layout not in LAYOUTS:
         raise CrosscoopError(f"{path}: got layout {ablation.layout!r}, expected one of {', '.join(LAYOUTS)}.")
 

@@ -56,6 +56,7 @@ class Row:
         name: The row's name.
         options: What sets it apart from the base.
         outputs: mIoU by output, the last one the row's own figure (the ensemble's, or the single network's).
+        classes: IoU by class of the row's own output.
         gain: How much better the ensemble is than the better branch.
         disagreement: Share of labelled pixels on which top and bottom name different classes.
         seconds: Training time.
@@ -66,6 +67,7 @@ class Row:
     name: str
     options: dict[str, Any]
     outputs: dict[str, Figures] = field(default_factory=dict)
+    classes: dict[str, Figures] = field(default_factory=dict)
     gain: Figures = field(default_factory=Figures)
     disagreement: Figures = field(default_factory=Figures)
     seconds: Figures = field(default_factory=Figures)
@@ -95,9 +97,20 @@ class Summary:
     protocols: list[str]
 
     @property
-    def baseline(self) -> Row | None:
-        """The row that the others are compared with."""
-        return next((row for row in self.rows if row.name == self.ablation.baseline), None)
+    def baselines(self) -> list[Row]:
+        """The rows that the others are compared with, the first one first."""
+        rows = {row.name: row for row in self.rows}
+        return [rows[name] for name in self.ablation.baseline]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of all outputs."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.outputs))
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of all classes."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.classes))
 
     @property
     def caption(self) -> str:
@@ -138,6 +151,9 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
         protocols[describe(record["protocol"])] = None
         for name, output in record["outputs"].items():
             row.outputs.setdefault(name, Figures()).values[cell.seed] = output["miou"]
+        for name, iou in record.get("iou_per_class", {}).items():
+            if iou is not None:
+                row.classes.setdefault(name, Figures()).values[cell.seed] = iou
         if len(record["outputs"]) > 1:
             *branches, ensemble = (output["miou"] for output in record["outputs"].values())
             row.gain.values[cell.seed] = ensemble - max(branches)

@@ -1,21 +1,22 @@
-"""The summary as Markdown, CSV, LaTeX and a plot."""
+"""The summary as Markdown, CSV, LaTeX and plots."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
+from crosscoop.ablation.plots import plot_classes, plot_outputs
 from crosscoop.ablation.summary import Figures, Row, Summary
 from crosscoop.data.files import replacing
 
 Table = list[list[str]]
 """Lines of cells, the heading first. Cells hold plain text; `±` and `-` (nothing there) are put for each format."""
+Lines = Iterable[Iterable[object]]
+"""Lines of a CSV."""
 
 
 def write_tables(summary: Summary, folder: Path) -> list[Path]:
-    """Write `table.md`, `table.csv`, `table.tex` and `table.png`; for further tests with the test's name.
+    """Write `table` and `classes` as .md, .csv, .tex and .png; for further tests with the test's name.
 
     Args:
         summary: The summary.
@@ -25,28 +26,38 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
         The files.
     """
     first = summary.test == next(iter(summary.ablation.tests))
-    stem = "table" if first else f"table_{summary.test.replace(' ', '_')}"
-    table = LAYOUTS[summary.ablation.layout](summary)
-    texts = {".md": markdown(table, summary), ".csv": values(summary), ".tex": latex(table, summary)}
-    for suffix, text in texts.items():
-        with replacing(folder / f"{stem}{suffix}") as temporary:
-            temporary.write_text(text, "utf-8")
-    with replacing(folder / f"{stem}.png") as temporary:
-        plot(summary, temporary)
-    return [folder / f"{stem}{suffix}" for suffix in (*texts, ".png")]
+    suffix = "" if first else f"_{summary.test.replace(' ', '_')}"
+    kinds = [("table", LAYOUTS[summary.ablation.layout], values, plot_outputs)]
+    if summary.classes:
+        kinds.append(("classes", by_class, class_values, plot_classes))
+    files = []
+    for stem, layout, lines, plot in kinds:
+        table = layout(summary)
+        texts = {
+            ".md": markdown(table, summary),
+            ".csv": comma_separated(lines(summary)),
+            ".tex": latex(table, summary),
+        }
+        paths = [folder / f"{stem}{suffix}{kind}" for kind in (*texts, ".png")]
+        for path, text in zip(paths, texts.values(), strict=False):
+            with replacing(path) as temporary:
+                temporary.write_text(text, "utf-8")
+        with replacing(paths[-1]) as temporary:
+            plot(summary, temporary)
+        files += paths
+    return files
 
 
 def by_row(summary: Summary) -> Table:
     """A line per row: every output, the difference to the baseline, and the costs."""
-    baseline = summary.baseline
-    branches = [name for name in _outputs(summary.rows) if name not in ("network", "ensemble")]
+    branches = [name for name in summary.outputs if name not in ("network", "ensemble")]
     heading = ["", *branches, "ensemble or single network"]
-    if baseline:
+    for baseline in summary.baselines:
         heading += [f"difference to {baseline.name}", "p"]
     table = [[*heading, "gain of the ensemble", "branches disagree", "parameters", "MACs", "training"]]
     for row in summary.rows:
         cells = [row.name, *(percent(row.outputs.get(name)) for name in branches), percent(row.own)]
-        if baseline:
+        for baseline in summary.baselines:
             other = row is not baseline
             cells.append(percent(row.own.minus(baseline.own), signed=True) if other else "-")
             cells.append(number(row.own.p_value(baseline.own), "{:.3f}") if other else "-")
@@ -69,16 +80,22 @@ def by_connection(summary: Summary) -> Table:
     """A line per row with C1 and C2 ticked, in the manner of the paper's table 5."""
     from crosscoop.network.strategy import get_strategy
 
-    table = [["", "Connection 1", "Connection 2", "mIoU", *(["gain"] if summary.baseline else [])]]
+    table = [["", "Connection 1", "Connection 2", "mIoU", *(["gain"] if summary.baselines else [])]]
     for row in summary.rows:
         strategy = row.options.get("network.strategy", summary.ablation.base.get("network", {}).get("strategy"))
         points = get_strategy(strategy or "cross_c1_c2").points
         line = [row.name, *("x" if point in points else "" for point in ("connection1", "connection2"))]
         line.append(percent(row.own))
-        if summary.baseline:
-            line.append(percent(row.own.minus(summary.baseline.own), signed=True))
+        if summary.baselines:
+            line.append(percent(row.own.minus(summary.baselines[0].own), signed=True))
         table.append(line)
     return table
+
+
+def by_class(summary: Summary) -> Table:
+    """A line per row: the IoU of each class, of the ensemble or the single network."""
+    lines = [[row.name, *(percent(row.classes.get(name)) for name in summary.classes)] for row in summary.rows]
+    return [["", *summary.classes], *lines]
 
 
 LAYOUTS = {"summary": by_row, "outputs": by_output, "connections": by_connection}
@@ -113,45 +130,31 @@ def latex(table: Table, summary: Summary) -> str:
     )
 
 
-def values(summary: Summary) -> str:
+def values(summary: Summary) -> Lines:
     """Every measured value, a line per row, seed and output: the table for other programs."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "seed", "output", "miou", "gain", "disagreement", "parameters", "macs", "seconds"])
+    yield "row", "seed", "output", "miou", "gain", "disagreement", "parameters", "macs", "seconds"
     for row in summary.rows:
         for name, figures in row.outputs.items():
             for seed, value in figures.values.items():
                 others = [each.values.get(seed, "") for each in (row.gain, row.disagreement)]
                 costs = [row.parameters or "", row.macs or "", row.seconds.values.get(seed, "")]
-                writer.writerow([row.name, seed, name, value, *others, *costs])
+                yield row.name, seed, name, value, *others, *costs
+
+
+def class_values(summary: Summary) -> Lines:
+    """The IoU of every class, a line per row, seed and class."""
+    yield "row", "seed", "class", "iou"
+    for row in summary.rows:
+        for name, figures in row.classes.items():
+            for seed, value in figures.values.items():
+                yield row.name, seed, name, value
+
+
+def comma_separated(lines: Lines) -> str:
+    """Lines as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
-
-
-def plot(summary: Summary, path: Path) -> None:
-    """Every row's outputs: a dot per seed, a line at the mean."""
-    from matplotlib.figure import Figure
-
-    names = _outputs(summary.rows)
-    figure = Figure(figsize=(8, 1 + 0.45 * len(summary.rows)), layout="constrained")
-    axes = figure.add_subplot()
-    for j, name in enumerate(names):
-        shown = [(i + (j - (len(names) - 1) / 2) * 0.2, row.outputs[name]) for i, row in enumerate(summary.rows)
-                 if name in row.outputs]  # fmt: skip
-        dots = [(100 * value, height) for height, figures in shown for value in figures.values.values()]
-        means = [(100 * (figures.mean or 0), height) for height, figures in shown]
-        (x, y), (mean_x, mean_y) = np.array(dots).T, np.array(means).T
-        axes.scatter(x, y, s=14, color=f"C{j}", label=name)
-        axes.scatter(mean_x, mean_y, s=60, marker="|", color=f"C{j}")
-    if summary.baseline and summary.baseline.own.mean is not None:
-        axes.axvline(100 * summary.baseline.own.mean, color="0.7", zorder=0, linestyle="--")
-    axes.set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("mIoU in per cent; a dot per seed, a bar at the mean")
-    axes.set_title(summary.ablation.title)
-    axes.grid(axis="x", alpha=0.3)
-    if names:
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=120, format="png")
 
 
 def percent(figures: Figures | None, signed: bool = False) -> str:
@@ -173,10 +176,6 @@ def _costs(row: Row) -> list[str]:
         number(row.macs and row.macs / 1e9, "{:.2f} G"),
         number(row.seconds.mean and row.seconds.mean / 60, "{:.1f} min"),
     ]
-
-
-def _outputs(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.outputs))
 
 
 def _tex(text: str) -> str:
