@@ -1,6 +1,8 @@
 """The command line: what there is, and where to find it. It imports nothing heavy before a command is chosen."""
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -45,6 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command and its options; None takes the process's own.
     """
+    try:
+        try:
+            _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        raise SystemExit(141) from None  # as a program that SIGPIPE ended
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     command, *options = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help", "help"):
         lines = (f"  {name:17} {summary}" for name, (_, summary) in COMMANDS.items())
@@ -74,6 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CrosscoopError as error:
         # From a data loader's worker the message arrives at the end of that process's stack trace.
         fail(str(error).rpartition("crosscoop.errors.CrosscoopError: ")[2].strip())
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads our output any more, as behind `| head`; what is left of it is dropped."""
+    output = select.poll()
+    output.register(1, select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone
 
 
 def fail(message: str) -> None:

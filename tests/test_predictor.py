@@ -1,5 +1,6 @@
 """A trained network in Python: `crosscoop.load`, and what it says about one image."""
 
+import os
 import subprocess
 import sys
 
@@ -304,6 +305,18 @@ def test_help_needs_no_torch():
     code = "import sys; from crosscoop.cli import main; main(['--help']); print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "usage: crosscoop" in output and output.endswith("False\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("options", ["--version", "--help", "score --help"])
+def test_nobody_reads_the_output(options, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does once it has enough
+    command = [sys.executable, "-m", "crosscoop", *options.split()]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    os.close(writer)
+    assert not process.stderr and process.returncode in (0, 141)  # argparse asks for no more than to try
 
 
 def test_fast_is_nearly_the_same(checkpoint, predictor, image):

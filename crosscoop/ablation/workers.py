@@ -69,7 +69,7 @@ class Workers:
                 live.auto_refresh = self.console.is_terminal
                 while self._step():
                     time.sleep(0.2)
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or nobody reads our words any more
             self._stop()
             raise
         finally:
