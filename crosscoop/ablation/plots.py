@@ -38,12 +38,13 @@ def plot_outputs(summary: Summary, path: Path) -> None:
 def plot_classes(summary: Summary, path: Path) -> None:
     """A field per row and class: the difference to the first baseline, grey where the seeds differ in its sign.
 
-    Without a baseline the IoU itself.
+    Without a baseline, or with that alone, the IoU itself.
     """
     from matplotlib.figure import Figure
 
-    baseline = next((row for row in summary.baselines[:1] if row.classes), None)
-    rows = [row for row in summary.rows if row.classes and row is not baseline] or [row for row in [baseline] if row]
+    rows = [row for row in summary.rows if row.classes]
+    baseline = next((row for row in summary.baselines[:1] if row in rows and len(rows) > 1), None)
+    rows = [row for row in rows if row is not baseline]
     figures = [[_compared(row, baseline, name) for name in summary.classes] for row in rows]
     means = np.array([[100 * each.mean if each.mean is not None else np.nan for each in line] for line in figures])
     reach = max(np.nanmax(np.abs(means)), 1e-9)
