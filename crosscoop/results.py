@@ -74,6 +74,17 @@ def to_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+BRANCH_SHARES = {
+    "only_top": "only top right",
+    "only_bottom": "only bottom right",
+    "neither": "neither right",
+    "saved": "ensemble saves",
+    "lost": "ensemble loses",
+    "disagree": "disagree",
+}
+"""The shares of `branch_record` in words."""
+
+
 def branch_record(right: Tensor, disagreeing: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """What the branches do differently, per class and over all, as shares of the labelled pixels.
 
@@ -107,14 +118,12 @@ def branch_record(right: Tensor, disagreeing: Tensor, class_names: Sequence[str]
 def branch_table(record: Mapping[str, Any]) -> Table:
     """`branch_record` in per cent."""
     table = Table("class", title="top and bottom", caption="per cent of the class's labelled pixels")
-    columns = ["only_top", "only_bottom", "neither", "saved", "lost", "disagree"]
-    headings = ["only top right", "only bottom right", "neither right", "ensemble saves", "ensemble loses", "disagree"]
-    for heading in headings:
+    for heading in BRANCH_SHARES.values():
         table.add_column(heading, justify="right")
     for name, row in record.items():
         if name == "all":
             table.add_section()
-        table.add_row(name, *(percent(row[column]) for column in columns))
+        table.add_row(name, *(percent(row[key]) for key in BRANCH_SHARES))
     return table
 
 

@@ -55,6 +55,11 @@ GRID = {
 }
 
 
+BRANCHES = {
+    "only_top": 0.03, "only_bottom": 0.04, "neither": 0.2, "saved": 0.05, "lost": 0.02, "disagree": 0.1,
+}  # fmt: skip
+
+
 @pytest.fixture
 def grid(tmp_path):
     """Writes a grid beside its base."""
@@ -332,7 +337,7 @@ def finished(tmp_path: Path, **changes) -> tuple[Ablation, Path]:
         record(tmp_path / f"a/seed{seed}/own_size", {"top": a - 0.02, "bottom": a - 0.01, "ensemble": a})
         record(tmp_path / f"b_co/seed{seed}/own_size", {"top": b, "bottom": b - 0.01, "ensemble": b})
     record(tmp_path / "c/seed0/own_size", {"network": 0.4})
-    (tmp_path / "a/seed0/own_size/branches.json").write_text('{"all": {"disagree": 0.1}}')
+    (tmp_path / "a/seed0/own_size/branches.json").write_text(json.dumps({"all": BRANCHES, "Road": {}}))
     (tmp_path / "a/seed0/cost.json").write_text('{"parameters": 1500000, "macs": 2000000000, "seconds": 90}')
     return ablation, tmp_path
 
@@ -345,7 +350,7 @@ def test_summary_is_the_statistics_of_the_runs(tmp_path):
     expected = stats.ttest_1samp([0.03, 0.04, 0.02], 0).pvalue  # the paired test by its definition
     assert b.own.p_value(a.own) == pytest.approx(expected)
     assert a.gain.mean == pytest.approx(0.01) and b.gain.mean == pytest.approx(0)
-    assert a.disagreement.values == {0: 0.1} and (a.parameters, a.macs) == (1_500_000, 2_000_000_000)
+    assert a.branches["disagree"].values == {0: 0.1} and (a.parameters, a.macs) == (1_500_000, 2_000_000_000)
     assert c.own.values == {0: 0.4} and c.own.deviation is None and c.own.p_value(a.own) is None
     assert "missing: 2 of C" in summary.caption and summary.ablation.digest in summary.caption
 
@@ -364,7 +369,9 @@ def test_differing_protocols_are_cried_out(tmp_path):
 def test_markdown_and_latex(tmp_path):
     files = write_tables(summarise(*finished(tmp_path)), tmp_path)
     kinds = ["md", "csv", "tex", "png"]
-    assert [file.name for file in files] == [f"{stem}.{kind}" for stem in ("table", "classes") for kind in kinds]
+    assert [file.name for file in files] == [
+        f"{stem}.{kind}" for stem in ("table", "classes", "branches") for kind in kinds
+    ]
     markdown, latex = files[0].read_text(), files[2].read_text()
     assert "| B & co | 54.00 ± 1.00 | 53.00 ± 1.00 | 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 |" in markdown
     assert "1.50 M | 2.00 G | 1.5 min |" in markdown
@@ -383,10 +390,18 @@ def test_every_baseline_has_its_columns(tmp_path):
 
 
 def test_classes_of_every_row(tmp_path):
-    *_, markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)
+    markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[4:8]
     assert "| A | 61.00 ± 1.00 |" in markdown.read_text() and "Sky" not in markdown.read_text()
     rows = list(csv.DictReader(values.open()))
     assert [row["iou"] for row in rows if row["row"] == "B & co"] == ["0.63", "0.65", "0.64"]
+    assert picture.stat().st_size > 5000
+
+
+def test_branches_of_every_pair(tmp_path):
+    markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[8:]
+    assert "| A | 3.00 | 4.00 | 20.00 | 5.00 | 2.00 | 10.00 |" in markdown.read_text()
+    assert "B & co" not in markdown.read_text()  # nobody has written how its branches differ
+    assert values.read_text().splitlines()[1] == "A,0,0.03,0.04,0.2,0.05,0.02,0.1"
     assert picture.stat().st_size > 5000
 
 

@@ -66,6 +66,26 @@ def plot_classes(summary: Summary, path: Path) -> None:
     figure.savefig(path, dpi=120, format="png")
 
 
+def plot_branches(summary: Summary, path: Path) -> None:
+    """A bar per pair: the pixels that one branch alone names rightly, which is all that an ensemble could gain from."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in summary.rows if row.branches]
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    left = np.zeros(len(rows))
+    for name in ("top", "bottom"):
+        widths = np.array([100 * (row.branches[f"only_{name}"].mean or 0) for row in rows])
+        axes.barh(range(len(rows)), widths, left=left, label=f"only {name} is right")
+        left += widths
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("per cent of the labelled pixels")
+    axes.set_title(summary.ablation.title)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=120, format="png")
+
+
 def _compared(row: Row, baseline: Row | None, name: str) -> Figures:
     own = row.classes.get(name, Figures())
     return own.minus(baseline.classes.get(name, Figures())) if baseline else own

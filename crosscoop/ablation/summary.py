@@ -58,7 +58,7 @@ class Row:
         outputs: mIoU by output, the last one the row's own figure (the ensemble's, or the single network's).
         classes: IoU by class of the row's own output.
         gain: How much better the ensemble is than the better branch.
-        disagreement: Share of labelled pixels on which top and bottom name different classes.
+        branches: How the two branches differ, as shares of the labelled pixels: what `branches.json` holds of them all.
         seconds: Training time.
         parameters: Parameters of the network.
         macs: Multiply-adds of one training crop.
@@ -69,7 +69,7 @@ class Row:
     outputs: dict[str, Figures] = field(default_factory=dict)
     classes: dict[str, Figures] = field(default_factory=dict)
     gain: Figures = field(default_factory=Figures)
-    disagreement: Figures = field(default_factory=Figures)
+    branches: dict[str, Figures] = field(default_factory=dict)
     seconds: Figures = field(default_factory=Figures)
     parameters: int | None = None
     macs: int | None = None
@@ -157,8 +157,8 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
         if len(record["outputs"]) > 1:
             *branches, ensemble = (output["miou"] for output in record["outputs"].values())
             row.gain.values[cell.seed] = ensemble - max(branches)
-        if branches := _json(folder / "branches.json"):
-            row.disagreement.values[cell.seed] = branches["all"]["disagree"]
+        for name, share in (_json(folder / "branches.json") or {}).get("all", {}).items():
+            row.branches.setdefault(name, Figures()).values[cell.seed] = share
     return Summary(ablation, test, list(rows.values()), list(protocols))
 
 

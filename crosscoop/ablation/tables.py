@@ -5,9 +5,10 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from crosscoop.ablation.plots import plot_classes, plot_outputs
+from crosscoop.ablation.plots import plot_branches, plot_classes, plot_outputs
 from crosscoop.ablation.summary import Figures, Row, Summary
 from crosscoop.data.files import replacing
+from crosscoop.results import BRANCH_SHARES
 
 Table = list[list[str]]
 """Lines of cells, the heading first. Cells hold plain text; `±` and `-` (nothing there) are put for each format."""
@@ -16,7 +17,7 @@ Lines = Iterable[Iterable[object]]
 
 
 def write_tables(summary: Summary, folder: Path) -> list[Path]:
-    """Write `table` and `classes` as .md, .csv, .tex and .png; for further tests with the test's name.
+    """Write `table`, `classes` and `branches` as .md, .csv, .tex and .png; for further tests with the test's name.
 
     Args:
         summary: The summary.
@@ -30,6 +31,8 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
     kinds = [("table", LAYOUTS[summary.ablation.layout], values, plot_outputs)]
     if summary.classes:
         kinds.append(("classes", by_class, class_values, plot_classes))
+    if any(row.branches for row in summary.rows):
+        kinds.append(("branches", by_branch, branch_values, plot_branches))
     files = []
     for stem, layout, lines, plot in kinds:
         table = layout(summary)
@@ -61,7 +64,7 @@ def by_row(summary: Summary) -> Table:
             other = row is not baseline
             cells.append(percent(row.own.minus(baseline.own), signed=True) if other else "-")
             cells.append(number(row.own.p_value(baseline.own), "{:.3f}") if other else "-")
-        cells += [percent(row.gain, signed=True), percent(row.disagreement), *_costs(row)]
+        cells += [percent(row.gain, signed=True), percent(row.branches.get("disagree")), *_costs(row)]
         table.append(cells)
     return table
 
@@ -96,6 +99,13 @@ def by_class(summary: Summary) -> Table:
     """A line per row: the IoU of each class, of the ensemble or the single network."""
     lines = [[row.name, *(percent(row.classes.get(name)) for name in summary.classes)] for row in summary.rows]
     return [["", *summary.classes], *lines]
+
+
+def by_branch(summary: Summary) -> Table:
+    """A line per pair: where the branches differ, and what the ensemble makes of it, in per cent of the pixels."""
+    rows = [row for row in summary.rows if row.branches]
+    lines = [[row.name, *(percent(row.branches.get(key)) for key in BRANCH_SHARES)] for row in rows]
+    return [["", *BRANCH_SHARES.values()], *lines]
 
 
 LAYOUTS = {"summary": by_row, "outputs": by_output, "connections": by_connection}
@@ -136,7 +146,7 @@ def values(summary: Summary) -> Lines:
     for row in summary.rows:
         for name, figures in row.outputs.items():
             for seed, value in figures.values.items():
-                others = [each.values.get(seed, "") for each in (row.gain, row.disagreement)]
+                others = [each.values.get(seed, "") for each in (row.gain, row.branches.get("disagree", Figures()))]
                 costs = [row.parameters or "", row.macs or "", row.seconds.values.get(seed, "")]
                 yield row.name, seed, name, value, *others, *costs
 
@@ -148,6 +158,14 @@ def class_values(summary: Summary) -> Lines:
         for name, figures in row.classes.items():
             for seed, value in figures.values.items():
                 yield row.name, seed, name, value
+
+
+def branch_values(summary: Summary) -> Lines:
+    """How the branches differ, a line per row and seed."""
+    yield "row", "seed", *BRANCH_SHARES
+    for row in summary.rows:
+        for seed in next(iter(row.branches.values()), Figures()).values:
+            yield row.name, seed, *(row.branches[key].values[seed] for key in BRANCH_SHARES)
 
 
 def comma_separated(lines: Lines) -> str:
