@@ -352,7 +352,7 @@ def test_summary_is_the_statistics_of_the_runs(tmp_path):
     assert a.gain.mean == pytest.approx(0.01) and b.gain.mean == pytest.approx(0)
     assert a.branches["disagree"].values == {0: 0.1} and (a.parameters, a.macs) == (1_500_000, 2_000_000_000)
     assert c.own.values == {0: 0.4} and c.own.deviation is None and c.own.p_value(a.own) is None
-    assert "missing: 2 of C" in summary.caption and summary.ablation.digest in summary.caption
+    assert "missing: 2 of C" in summary.caption() and summary.ablation.digest in summary.caption()
 
 
 def test_spread_needs_two_seeds():
@@ -363,7 +363,7 @@ def test_spread_needs_two_seeds():
 def test_differing_protocols_are_cried_out(tmp_path):
     ablation, runs = finished(tmp_path)
     record(runs / "c/seed1/own_size", {"network": 0.4}, "centre crop 513")
-    assert "THE PROTOCOLS DIFFER" in summarise(ablation, runs).caption
+    assert "THE PROTOCOLS DIFFER" in summarise(ablation, runs).caption()
 
 
 def test_markdown_and_latex(tmp_path):
@@ -400,7 +400,8 @@ def test_classes_of_every_row(tmp_path):
 def test_branches_of_every_pair(tmp_path):
     markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[8:]
     assert "| A | 3.00 | 4.00 | 20.00 | 5.00 | 2.00 | 10.00 |" in markdown.read_text()
-    assert "B & co" not in markdown.read_text()  # nobody has written how its branches differ
+    assert "\n\nper cent of the labelled pixels, mean and" in markdown.read_text()
+    assert "| B & co" not in markdown.read_text()  # nobody has written how its branches differ
     assert values.read_text().splitlines()[1] == "A,0,0.03,0.04,0.2,0.05,0.02,0.1"
     assert picture.stat().st_size > 5000
 

@@ -112,13 +112,12 @@ class Summary:
         """The names of all classes."""
         return list(dict.fromkeys(name for row in self.rows for name in row.classes))
 
-    @property
-    def caption(self) -> str:
-        """Protocol, what is missing, and the configurations' digest."""
+    def caption(self, what: str = "mIoU in per cent") -> str:
+        """What is shown, its protocol, what is missing, and the configurations' digest."""
         seeds = len(self.ablation.seeds)
         missing = {row.name: seeds - len(row.own.values) for row in self.rows if len(row.own.values) < seeds}
         sentences = [
-            f"mIoU in per cent, mean and standard deviation over {seeds} seed{'s' * (seeds > 1)}",
+            f"{what}, mean and standard deviation over {seeds} seed{'s' * (seeds > 1)}",
             *(self.protocols or ["no run has been tested yet"]),
             f"tested: {self.ablation.checkpoint}",
         ]

@@ -28,18 +28,18 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
     """
     first = summary.test == next(iter(summary.ablation.tests))
     suffix = "" if first else f"_{summary.test.replace(' ', '_')}"
-    kinds = [("table", LAYOUTS[summary.ablation.layout], values, plot_outputs)]
+    kinds = [("table", LAYOUTS[summary.ablation.layout], values, plot_outputs, "mIoU in per cent")]
     if summary.classes:
-        kinds.append(("classes", by_class, class_values, plot_classes))
+        kinds.append(("classes", by_class, class_values, plot_classes, "IoU in per cent"))
     if any(row.branches for row in summary.rows):
-        kinds.append(("branches", by_branch, branch_values, plot_branches))
+        kinds.append(("branches", by_branch, branch_values, plot_branches, "per cent of the labelled pixels"))
     files = []
-    for stem, layout, lines, plot in kinds:
-        table = layout(summary)
+    for stem, layout, lines, plot, what in kinds:
+        table, title, caption = layout(summary), summary.ablation.title, summary.caption(what)
         texts = {
-            ".md": markdown(table, summary),
+            ".md": markdown(table, title, caption),
             ".csv": comma_separated(lines(summary)),
-            ".tex": latex(table, summary),
+            ".tex": latex(table, title, caption),
         }
         paths = [folder / f"{stem}{suffix}{kind}" for kind in (*texts, ".png")]
         for path, text in zip(paths, texts.values(), strict=False):
@@ -111,15 +111,15 @@ def by_branch(summary: Summary) -> Table:
 LAYOUTS = {"summary": by_row, "outputs": by_output, "connections": by_connection}
 
 
-def markdown(table: Table, summary: Summary) -> str:
+def markdown(table: Table, title: str, caption: str) -> str:
     """A Markdown table with its title and caption."""
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in table]
     lines = [f"| {' | '.join(line)} |" for line in escaped]
     lines.insert(1, "|---|" + "---:|" * (len(table[0]) - 1))
-    return f"**{summary.ablation.title}**\n\n" + "\n".join(lines) + f"\n\n{summary.caption}\n"
+    return f"**{title}**\n\n" + "\n".join(lines) + f"\n\n{caption}\n"
 
 
-def latex(table: Table, summary: Summary) -> str:
+def latex(table: Table, title: str, caption: str) -> str:
     """A LaTeX table; it needs the package booktabs."""
     heading, *lines = [" & ".join(map(_tex, line)) + r" \\" for line in table]
     return "\n".join(
@@ -133,7 +133,7 @@ def latex(table: Table, summary: Summary) -> str:
             *(f"    {line}" for line in lines),
             r"    \bottomrule",
             r"  \end{tabular}",
-            f"  \\caption{{{_tex(summary.ablation.title)}. {_tex(summary.caption)}}}",
+            f"  \\caption{{{_tex(title)}. {_tex(caption)}}}",
             r"\end{table}",
             "",
         ]
