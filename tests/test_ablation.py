@@ -243,6 +243,23 @@ def test_killed_cell_resumes_to_the_same_weights(grid, tmp_path):
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+def test_stopped_ablation_keeps_its_cells(grid, tmp_path):
+    path = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests={})
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "trainer": {**BASE["trainer"], "max_epochs": 4000}}))
+    command = [sys.executable, "-m", "crosscoop", "ablate", "--grid", str(path), "--runs", str(tmp_path / "runs")]
+    nohup = ["bash", "-c", "trap '' INT; exec \"$@\"", "nohup", *command]
+    scheduler = subprocess.Popen(nohup, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs/ensemble/seed0/last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    scheduler.terminate()
+    _, errors = scheduler.communicate(timeout=60)
+    assert scheduler.returncode == 130 and "To go on: crosscoop ablate --runs" in errors and "Traceback" not in errors
+    ablation = read_ablation(tmp_path / "runs/ablation.yaml")
+    assert [state(ablation, cell) for cell in ablation.all_cells(tmp_path / "runs")] == ["interrupted"]
+    assert not (tmp_path / "runs/ensemble/seed0/failed.txt").exists()
+
+
 def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):
     runs, path = tmp_path / "runs", grid(seeds=[0], grid={}, cells={"Ensemble": {}})
     ablation = read_ablation(path)

@@ -143,7 +143,7 @@ class Workers:
     def _stop(self) -> None:
         for process in self.running.values():
             with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # under nohup SIGINT is ignored
         for process in self.running.values():
             process.wait()
 
