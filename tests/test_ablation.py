@@ -23,7 +23,7 @@ from crosscoop.ablation.cost import measure
 from crosscoop.ablation.grid import Ablation, read_ablation, slug
 from crosscoop.ablation.summary import Figures, summarise
 from crosscoop.ablation.tables import write_tables
-from crosscoop.ablation.workers import duration, environment
+from crosscoop.ablation.workers import Workers, duration, environment
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import create_network
@@ -258,6 +258,15 @@ def test_stopped_ablation_keeps_its_cells(grid, tmp_path):
     ablation = read_ablation(tmp_path / "runs/ablation.yaml")
     assert [state(ablation, cell) for cell in ablation.all_cells(tmp_path / "runs")] == ["interrupted"]
     assert not (tmp_path / "runs/ensemble/seed0/failed.txt").exists()
+
+
+def test_stopping_ends_a_cell_that_ignores_sigint(grid, tmp_path):
+    workers = Workers(read_ablation(grid()), [], tmp_path, 1)
+    cell = subprocess.Popen(["bash", "-c", "trap '' INT; echo; exec sleep 20"], stdout=subprocess.PIPE)
+    cell.stdout.read(1)  # the trap is set
+    workers.running["ensemble/seed0"] = cell
+    workers._stop()
+    assert cell.returncode == -signal.SIGTERM
 
 
 def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):
