@@ -94,7 +94,7 @@ def _reader_has_gone() -> bool:
     """Whether nobody reads our output any more, as behind `| head`; what is left of it is dropped."""
     output = select.poll()
     output.register(1, select.POLLOUT)
-    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
     if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return gone
