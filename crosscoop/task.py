@@ -39,6 +39,8 @@ class Batch(TypedDict):
 class CooperativeSegmentation(pl.LightningModule):
     """Trains all branches together and measures each of them and their ensemble.
 
+    `trainer.gradient_clip_val` holds for each branch by itself.
+
     Args:
         network: The network.
         class_names: One name per class.
@@ -146,6 +148,26 @@ class CooperativeSegmentation(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each branch by itself, then the exchanges: without connections every branch trains as if alone."""
+        if not gradient_clip_val:
+            return
+        own = {id(p): i for i, branch in enumerate(self.network.branches) for p in branch.parameters()}
+        groups = optimizer.param_groups
+        try:
+            for part in sorted({own.get(id(p), -1) for p in self.network.parameters()}):
+                optimizer.param_groups = [
+                    {**group, "params": [p for p in group["params"] if own.get(id(p), -1) == part]} for group in groups
+                ]
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        finally:
+            optimizer.param_groups = groups
 
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         if self.scheduler is not None:

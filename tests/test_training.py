@@ -302,7 +302,8 @@ def test_resume_without_a_run_begins_one(tmp_path):
 # -- independent branches
 
 
-def test_strategy_none_trains_each_branch_as_if_alone(tmp_path):
+@pytest.mark.parametrize("clipping", [None, 0.05])
+def test_strategy_none_trains_each_branch_as_if_alone(clipping, tmp_path):
     pair = create_network(["test_resnet", "test_byobnet"], 12, "none", channels=16, separable=True)
     singles = [CooperativeNetwork([copy.deepcopy(branch)], Strategy()) for branch in pair.branches]
     before = copy.deepcopy(pair.state_dict())
@@ -311,6 +312,7 @@ def test_strategy_none_trains_each_branch_as_if_alone(tmp_path):
         trainer = pl.Trainer(
             accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+            gradient_clip_val=clipping,
         )  # fmt: skip
         trainer.fit(CooperativeSegmentation(network, STREETS.class_names), datamodule=data)
         assert trainer.global_step == 4
@@ -380,13 +382,18 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32(tmp_path):
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_gradients_are_clipped_to_a_norm(tmp_path):
-    options = "--model.optimizer.lr 1 --model.optimizer.momentum 0 --model.optimizer.weight_decay 0"
+def test_gradients_of_each_branch_and_of_the_exchanges_are_clipped_to_a_norm(tmp_path):
+    options = (
+        "--network.fusion concat --model.optimizer.lr 1 --model.optimizer.momentum 0 --model.optimizer.weight_decay 0"
+    )
     fit(tmp_path, RECORD, options, "--trainer.max_steps 1 --trainer.gradient_clip_val 0.01")
     first, last = Recorder.latest.first, load(tmp_path / "last.ckpt")["state_dict"]
-    moves = [last[f"network.{key}"] - first[f"network.{key}"]
-             for key, _ in Recorder.latest.module.network.named_parameters()]  # fmt: skip
-    assert torch.cat([move.flatten() for move in moves]).norm() == pytest.approx(0.01, rel=1e-3)
+    moves = {"branches.0.": [], "branches.1.": [], "": []}
+    for key, _ in Recorder.latest.module.network.named_parameters():
+        part = next(start for start in moves if key.startswith(start))
+        moves[part].append((last[f"network.{key}"] - first[f"network.{key}"]).flatten())
+    norms = [float(torch.cat(part).norm()) for part in moves.values()]
+    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
 def test_averaged_weights_are_those_evaluated(tmp_path):
