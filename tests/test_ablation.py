@@ -392,6 +392,17 @@ def test_differing_protocols_are_cried_out(tmp_path):
     assert "THE PROTOCOLS DIFFER" in summarise(ablation, runs).caption()
 
 
+@pytest.mark.parametrize("name", ["own_size/metrics.json", "own_size/branches.json", "cost.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"outputs": 3', "null"])
+def test_damaged_records_are_named(name, content, tmp_path):
+    ablation, runs = finished(tmp_path)
+    path = runs / "a/seed0" / name
+    path.write_text(content)
+    remedy = "Remove that file" if name == "cost.json" else rf"Remove {path.parent}: `crosscoop ablate` tests it anew"
+    with pytest.raises(CrosscoopError, match=rf"(?s){path}: cannot be read .*, expected .*{remedy}"):
+        summarise(ablation, runs)
+
+
 def test_markdown_and_latex(tmp_path):
     files = write_tables(summarise(*finished(tmp_path)), tmp_path)
     kinds = ["md", "csv", "tex", "png"]

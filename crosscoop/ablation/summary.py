@@ -10,6 +10,7 @@ from scipy.stats import ttest_rel
 
 from crosscoop.ablation.cell import tests
 from crosscoop.ablation.grid import Ablation
+from crosscoop.errors import CrosscoopError
 from crosscoop.results import describe
 
 
@@ -60,6 +61,7 @@ class Row:
         gain: How much better the ensemble is than the better branch.
         branches: How the two branches differ, as shares of the labelled pixels: what `branches.json` holds of them all.
         seconds: Training time.
+        protocols: How each seed's figures were measured.
         parameters: Parameters of the network.
         macs: Multiply-adds of one training crop.
     """
@@ -71,6 +73,7 @@ class Row:
     gain: Figures = field(default_factory=Figures)
     branches: dict[str, Figures] = field(default_factory=dict)
     seconds: Figures = field(default_factory=Figures)
+    protocols: list[str] = field(default_factory=list)
     parameters: int | None = None
     macs: int | None = None
 
@@ -88,13 +91,16 @@ class Summary:
         ablation: The ablation.
         test: The test's name.
         rows: The rows.
-        protocols: How the figures were measured; more than one where runs differ.
     """
 
     ablation: Ablation
     test: str
     rows: list[Row]
-    protocols: list[str]
+
+    @property
+    def protocols(self) -> list[str]:
+        """How the figures were measured; more than one where runs differ."""
+        return list(dict.fromkeys(protocol for row in self.rows for protocol in row.protocols))
 
     @property
     def baselines(self) -> list[Row]:
@@ -135,31 +141,51 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
         ablation: The ablation.
         runs: The folder of all runs.
         test: The test to read; None takes the first.
+
+    Raises:
+        CrosscoopError: A run's record is damaged.
     """
     test = test or next(iter(ablation.tests))
     rows = {name: Row(name, options) for name, options in ablation.rows.items()}
-    protocols: dict[str, None] = {}
     for cell in ablation.all_cells(runs):
-        row, folder = rows[cell.name], tests(ablation, cell)[test]
-        if cost := _json(cell.folder / "cost.json"):
-            row.parameters, row.macs = cost["parameters"], cost["macs"]
-            if "seconds" in cost:
-                row.seconds.values[cell.seed] = cost["seconds"]
-        if (record := _json(folder / "metrics.json")) is None:
-            continue
-        protocols[describe(record["protocol"])] = None
-        for name, output in record["outputs"].items():
-            row.outputs.setdefault(name, Figures()).values[cell.seed] = output["miou"]
-        for name, iou in record.get("iou_per_class", {}).items():
-            if iou is not None:
-                row.classes.setdefault(name, Figures()).values[cell.seed] = iou
-        if len(record["outputs"]) > 1:
-            *branches, ensemble = (output["miou"] for output in record["outputs"].values())
-            row.gain.values[cell.seed] = ensemble - max(branches)
-        for name, share in (_json(folder / "branches.json") or {}).get("all", {}).items():
-            row.branches.setdefault(name, Figures()).values[cell.seed] = share
-    return Summary(ablation, test, list(rows.values()), list(protocols))
+        tested = tests(ablation, cell)[test]
+        for path, take in (
+            (cell.folder / "cost.json", _take_cost),
+            (tested / "metrics.json", _take_metrics),
+            (tested / "branches.json", _take_branches),
+        ):
+            if not path.is_file():
+                continue
+            try:
+                record = json.loads(path.read_text("utf-8"))
+                take(record, rows[cell.name], cell.seed)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                remedy = f"{tested}: `crosscoop ablate` tests it anew." if path.parent == tested else "that file."
+                raise CrosscoopError(
+                    f"{path}: cannot be read ({type(error).__name__}: {error}), expected what crosscoop wrote. "
+                    f"Remove {remedy}"
+                ) from error
+    return Summary(ablation, test, list(rows.values()))
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
+def _take_cost(record: Any, row: Row, seed: int) -> None:
+    row.parameters, row.macs = record["parameters"], record["macs"]
+    if "seconds" in record:
+        row.seconds.values[seed] = record["seconds"]
+
+
+def _take_metrics(record: Any, row: Row, seed: int) -> None:
+    row.protocols.append(describe(record["protocol"]))
+    for name, output in record["outputs"].items():
+        row.outputs.setdefault(name, Figures()).values[seed] = output["miou"]
+    for name, iou in record["iou_per_class"].items():
+        if iou is not None:
+            row.classes.setdefault(name, Figures()).values[seed] = iou
+    if len(record["outputs"]) > 1:
+        *branches, ensemble = (output["miou"] for output in record["outputs"].values())
+        row.gain.values[seed] = ensemble - max(branches)
+
+
+def _take_branches(record: Any, row: Row, seed: int) -> None:
+    for name, share in record["all"].items():
+        row.branches.setdefault(name, Figures()).values[seed] = share
