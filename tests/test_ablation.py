@@ -23,7 +23,7 @@ from crosscoop.ablation.cost import measure
 from crosscoop.ablation.grid import Ablation, read_ablation, slug
 from crosscoop.ablation.summary import Figures, summarise
 from crosscoop.ablation.tables import write_tables
-from crosscoop.ablation.workers import Workers, duration, environment
+from crosscoop.ablation.workers import STOPPED, Workers, duration, environment
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import create_network
@@ -142,16 +142,30 @@ def test_digest_stands_for_the_configurations(grid):
         ({"base": "nowhere.yaml"}, r"nowhere.yaml: cannot be read"),
         ({"cell": {}}, "got cell, expected base, title"),
         ({"cells": {}, "grid": {}}, "got no cell"),
-        ({"cells": ["cross"]}, r"cells is \['cross'\], expected a dict"),
+        ({"cells": ["cross"]}, r"cells is \['cross'\], expected a mapping"),
         ({"cells": {"cross": "cross"}}, "cells.cross is no mapping"),
         ({"grid": {"network.strategy": "cross"}}, "grid.network.strategy is 'cross', expected a list"),
         ({"seeds": 3}, "seeds is 3, expected a list"),
         ({"seeds": ["a"]}, "seeds holds 'a', expected whole numbers"),
         ({"seeds": [1, 1]}, "expected each once"),
         ({"seeds": []}, "got no cell"),
+        (
+            {"cells": {"cross": {}}, "grid": {"network.strategy": ["cross"]}},
+            "'cross' and 'cross' would share one folder",
+        ),
+        ({"cells": {1: {}, "1": {}}}, "cells has a name twice"),
+        ({"cells": {"cross": {3: 1}}}, "got the option 3, expected a name"),
+        (
+            {"cells": {"Ensemble": {"trainer.max_epochs.x": 1}}},
+            "'Ensemble': got trainer.max_epochs.x, but max_epochs is 2",
+        ),
+        ({"tests": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would share one folder; give them other names in tests"),
+        ({"checkpoint": "lst.ckpt"}, "got checkpoint 'lst.ckpt', expected one of best.ckpt, last.ckpt"),
+        ({"base": "grid.yaml"}, "base grid.yaml names itself"),
+        ({"baseline": ["Ensemble", "Ensemble"]}, "got baseline 'Ensemble', expected one of .*, each once"),
         ({"baseline": "none"}, "got baseline 'none', expected one of ResNet, Ensemble"),
         ({"layout": "wide"}, "got layout 'wide', expected one of summary"),
-        ({"cells": {"a b": {}, "a-b": {}}, "baseline": None}, "a b and a-b would share one folder"),
+        ({"cells": {"a b": {}, "a-b": {}}, "baseline": None}, "'a b' and 'a-b' would share one folder"),
     ],
 )
 def test_wrong_grid_is_told(grid, changes, message):
@@ -193,7 +207,7 @@ def test_ablation_runs_goes_on_and_writes_its_tables(grid, tmp_path, capsys):
     assert caught.value.code == 2
     errors = capsys.readouterr()
     assert "1 of 3 cells failed" in errors.err and "got 'nine', expected one of none" in errors.err
-    assert "missing: 1 of Broken" in (runs / "table.md").read_text()
+    assert "missing: 1 of 'Broken'" in (runs / "table.md").read_text()
     rows = list(csv.DictReader((runs / "table.csv").open()))
     assert [(row["row"], row["output"]) for row in rows] == [
         ("ResNet", "network"),
@@ -212,6 +226,16 @@ def test_ablation_runs_goes_on_and_writes_its_tables(grid, tmp_path, capsys):
     crosscoop("ablate", "--runs", runs)
     assert "missing" not in (runs / "table.md").read_text()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished cells were not run again
+
+    for key, value, words in (
+        ("best.ckpt", "last.ckpt", "was tested with another"),
+        ("max_epochs: 2", "max_epochs: 3", "was trained with"),
+    ):
+        assert key in yaml_text
+        (runs / "ablation.yaml").write_text(yaml_text.replace(key, value))  # these are no figures of that any more
+        with pytest.raises(SystemExit):
+            crosscoop("ablate", "--runs", runs, "--tables")
+        assert words in capsys.readouterr().err
 
 
 def test_killed_cell_resumes_to_the_same_weights(grid, tmp_path):
@@ -267,6 +291,13 @@ def test_stopping_ends_a_cell_that_ignores_sigint(grid, tmp_path):
     workers.running["ensemble/seed0"] = cell
     workers._stop()
     assert cell.returncode == -signal.SIGTERM
+
+
+def test_cell_stopped_from_outside_is_no_success(grid, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Workers, "run", lambda self: {"ensemble/seed0": STOPPED})
+    with pytest.raises(SystemExit) as caught:
+        crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", grid())
+    assert caught.value.code == 2 and "state saved: ensemble/seed0. To go on: crosscoop" in capsys.readouterr().err
 
 
 def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):
@@ -378,7 +409,7 @@ def test_summary_is_the_statistics_of_the_runs(tmp_path):
     assert a.gain.mean == pytest.approx(0.01) and b.gain.mean == pytest.approx(0)
     assert a.branches["disagree"].values == {0: 0.1} and (a.parameters, a.macs) == (1_500_000, 2_000_000_000)
     assert c.own.values == {0: 0.4} and c.own.deviation is None and c.own.p_value(a.own) is None
-    assert "missing: 2 of C" in summary.caption() and summary.ablation.digest in summary.caption()
+    assert "missing: 2 of 'C'" in summary.caption() and summary.ablation.digest in summary.caption()
 
 
 def test_spread_needs_two_seeds():
@@ -437,7 +468,7 @@ def test_classes_of_every_row(tmp_path):
 def test_branches_of_every_pair(tmp_path):
     markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[8:]
     assert "| A | 3.00 | 4.00 | 20.00 | 5.00 | 2.00 | 10.00 |" in markdown.read_text()
-    assert "\n\nper cent of the labelled pixels, mean and" in markdown.read_text()
+    assert "\n\nper cent of the labelled pixels (saves: the ensemble" in markdown.read_text()
     assert "| B & co" not in markdown.read_text()  # nobody has written how its branches differ
     assert values.read_text().splitlines()[1] == "A,0,0.03,0.04,0.2,0.05,0.02,0.1"
     assert picture.stat().st_size > 5000
@@ -466,4 +497,4 @@ def test_layouts_of_the_paper(tmp_path):
 def test_tables_of_nothing_say_so(tmp_path):
     ablation = Ablation(**{**GRID, "base": BASE, "seeds": (0,), "baseline": ("Ensemble",)})
     text = write_tables(summarise(ablation, tmp_path), tmp_path)[0].read_text()
-    assert "no run has been tested yet" in text and "1 of ResNet" in text
+    assert "no run has been tested yet" in text and "1 of 'ResNet'" in text

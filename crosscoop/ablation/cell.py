@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -36,6 +37,11 @@ def tests(ablation: Ablation, cell: Cell) -> dict[str, Path]:
     return {name: cell.folder / slug(name) for name in ablation.tests}
 
 
+def given_test(ablation: Ablation, name: str) -> dict[str, Any]:
+    """What a test gets; kept beside its figures."""
+    return {"checkpoint": ablation.checkpoint, "options": ablation.tests[name]}
+
+
 def run(ablation: Ablation, cell: Cell) -> None:
     """Train and test a cell, or go on with it.
 
@@ -52,8 +58,7 @@ def run(ablation: Ablation, cell: Cell) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(cell.folder / ".lock", timeout=1):  # longer than another worker's look at it, `_is_held`, takes
         given = cell.folder / "given.yaml"
-        with replacing(given) as temporary:
-            temporary.write_text(yaml.safe_dump(cell.config, sort_keys=False))
+        _write_yaml(given, cell.config)
         cost = cell.folder / "cost.json"
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
         if not cost.is_file():
@@ -67,7 +72,14 @@ def run(ablation: Ablation, cell: Cell) -> None:
                     f"--{option}={value if isinstance(value, str) else json.dumps(value)}"
                     for option, value in ablation.tests[name].items()
                 ]
+                folder.mkdir(exist_ok=True)
+                _write_yaml(folder / "given.yaml", given_test(ablation, name))
                 main(["test", *checkpoint, "--run", str(folder), *quiet, *options])
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def _is_held(path: Path) -> bool:

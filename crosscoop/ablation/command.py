@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from crosscoop.ablation.cell import state
-from crosscoop.ablation.grid import Ablation, Cell, read_ablation
+from crosscoop.ablation.cell import given_test, state, tests
+from crosscoop.ablation.grid import Ablation, Cell, load_yaml, read_ablation
 from crosscoop.ablation.summary import summarise
 from crosscoop.ablation.tables import write_tables
-from crosscoop.ablation.workers import ELSEWHERE, STYLES, Workers, duration
+from crosscoop.ablation.workers import ELSEWHERE, STOPPED, STYLES, Workers, duration
 from crosscoop.data.files import replacing
 from crosscoop.errors import CrosscoopError
 
@@ -45,28 +45,37 @@ def ablate(
         sweep: Write a W&B sweep to this YAML file, in which each agent takes cells of this grid, and run none.
 
     Raises:
-        CrosscoopError: The grid cannot be read, the folder holds another ablation, or a cell failed.
+        CrosscoopError: The grid cannot be read, the folder's runs are of another configuration, or a cell failed or
+            was stopped.
     """
     folder = Path(runs)
     if workers < 1:
         raise CrosscoopError(f"--workers: got {workers}, expected at least 1.")
+    if folder.exists() and not folder.is_dir():
+        raise CrosscoopError(f"--runs: got the file {folder}, expected a folder.")
     ablation = _open(folder, Path(grid) if grid else None)
     cells = ablation.all_cells(folder)
+    _check_given(ablation, cells)
     if dry_run:
         return _list(ablation, cells, workers)
     if sweep:
         return _write_sweep(Path(sweep), folder, ablation, cells)
-    chosen = [_find(cells, cell)] if cell else cells
+    chosen = cells if cell is None else [_find(cells, cell)]
+    stopped: list[str] = []
     if not tables:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_given(cells)
         _keep(ablation, folder)
-        _work(ablation, chosen, folder, workers, retry)
+        stopped = _work(ablation, chosen, folder, workers, retry)
     for i, test in enumerate(ablation.tests):
         files = write_tables(summarise(ablation, folder, test), folder)
         if i == 0:
             print(files[0].read_text("utf-8"))
         print(f"Tables: {', '.join(map(str, files))}")
+    if stopped:
+        raise CrosscoopError(
+            f"Stopped from outside, with their state saved: {', '.join(stopped)}. To go on: "
+            f"crosscoop ablate --runs {folder}"
+        )
     if failed := [each.label for each in chosen if state(ablation, each) == "failed"]:
         reasons = "\n".join(f"  {label}: {(folder / label / 'failed.txt').read_text().strip()}" for label in failed)
         raise CrosscoopError(
@@ -88,19 +97,27 @@ def _keep(ablation: Ablation, folder: Path) -> None:
         temporary.write_text(ablation.dump())
 
 
-def _check_given(cells: list[Cell]) -> None:
+def _check_given(ablation: Ablation, cells: list[Cell]) -> None:
     """A folder's runs are of one ablation: nobody mixes them by a later edit of the YAML."""
     for cell in cells:
         given = cell.folder / "given.yaml"
-        if given.is_file() and yaml.safe_load(given.read_text()) != cell.config:
+        if given.is_file() and load_yaml(given) != cell.config:
             raise CrosscoopError(
                 f"{cell.folder} was trained with another configuration ({given}) than the grid gives it now. Give "
                 "another folder with --runs, another name to the row, or remove that folder."
             )
+        for name, folder in tests(ablation, cell).items():
+            given = folder / "given.yaml"
+            tested = given.is_file() and (folder / "metrics.json").is_file()
+            if tested and load_yaml(given) != given_test(ablation, name):
+                raise CrosscoopError(
+                    f"{folder} was tested with another checkpoint or other options ({given}) than the grid gives now. "
+                    "Give the test another name, or remove that folder to test again."
+                )
 
 
 def _find(cells: list[Cell], name: str) -> Cell:
-    if name.isdigit() and int(name) < len(cells):
+    if name.isdecimal() and int(name) < len(cells):
         return cells[int(name)]
     for cell in cells:
         if cell.label == name:
@@ -110,7 +127,8 @@ def _find(cells: list[Cell], name: str) -> Cell:
     )
 
 
-def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, retry: bool) -> None:
+def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, retry: bool) -> list[str]:
+    """Run the cells; those that something outside of us stopped."""
     if retry:
         for cell in cells:
             (cell.folder / "failed.txt").unlink(missing_ok=True)
@@ -122,6 +140,7 @@ def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, ret
     print()
     if elsewhere := [label for label, word in states.items() if word == ELSEWHERE]:
         print(f"Still running elsewhere: {', '.join(elsewhere)}.")
+    return [label for label, word in states.items() if word == STOPPED]
 
 
 def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crosscoop.ablation.grid import Cell
+from crosscoop.errors import CrosscoopError
 from crosscoop.loss import CrossEntropy
 from crosscoop.network import create_network
 from crosscoop.report.runs import open_data
@@ -73,4 +74,7 @@ def estimate_seconds(cell: Cell) -> float | None:
 
 
 def _network(cell: Cell, num_classes: int) -> nn.Module:
-    return create_network(**{**cell.config.get("network", {}), "num_classes": num_classes, "pretrained": False})
+    try:
+        return create_network(**{**cell.config.get("network", {}), "num_classes": num_classes, "pretrained": False})
+    except TypeError as error:
+        raise CrosscoopError(f"network: {error}. Correct its options.") from error

@@ -15,6 +15,8 @@ import yaml
 from crosscoop.errors import CrosscoopError
 
 LAYOUTS = ("summary", "outputs", "connections")
+CHECKPOINTS = ("best.ckpt", "last.ckpt")
+SHAPES = {list: "a list", dict: "a mapping", str: "text"}
 Config = dict[str, Any]
 
 
@@ -70,13 +72,20 @@ class Ablation:
     @property
     def rows(self) -> dict[str, Config]:
         """Options by row: the named cells, then the grid's combinations."""
-        combinations = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
-        return {**self.cells, **{", ".join(map(_word, each.values())): each for each in combinations if each}}
+        return {**self.cells, **dict(self.combinations)}
+
+    @property
+    def combinations(self) -> list[tuple[str, Config]]:
+        """Name and options of each of the grid's combinations."""
+        if not self.grid:
+            return []
+        options = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+        return [(", ".join(map(_word, each.values())), each) for each in options]
 
     @property
     def digest(self) -> str:
         """Ten letters that stand for all configurations of this ablation."""
-        text = json.dumps([self.base, self.rows, self.tests, self.checkpoint], sort_keys=True)
+        text = json.dumps([self.base, self.rows, self.tests, self.checkpoint], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def all_cells(self, runs: Path) -> list[Cell]:
@@ -92,13 +101,23 @@ class Ablation:
         ]
 
     def config(self, name: str, seed: int) -> Config:
-        """The configuration of a cell: the base with the row's options."""
+        """The configuration of a cell: the base with the row's options.
+
+        Raises:
+            CrosscoopError: An option lies in something that is no group.
+        """
         config = {**copy.deepcopy(self.base), "seed_everything": seed}
         for option, value in self.rows[name].items():
             *groups, key = option.split(".")
             group = config
             for step in groups:
-                group = group.setdefault(step, {})
+                if group.get(step) is None:
+                    group[step] = {}
+                group = group[step]
+                if not isinstance(group, dict):
+                    raise CrosscoopError(
+                        f"Row {name!r}: got {option}, but {step} is {group!r} in the base, expected a group of options."
+                    )
             group[key] = copy.deepcopy(value)
         return config
 
@@ -117,29 +136,40 @@ def read_ablation(path: Path) -> Ablation:
     Raises:
         CrosscoopError: It cannot be read, or an entry is not what it must be.
     """
-    content = _load(path)
+    content = {key: value for key, value in load_yaml(path).items() if value is not None}
     if unknown := set(content) - set(Ablation.__dataclass_fields__):
         raise CrosscoopError(
-            f"{path}: got {', '.join(sorted(unknown))}, expected {', '.join(Ablation.__dataclass_fields__)}."
+            f"{path}: got {', '.join(sorted(map(str, unknown)))}, expected {', '.join(Ablation.__dataclass_fields__)}."
         )
     if not isinstance(content.get("base"), (str, dict)):
         raise CrosscoopError(f"{path}: got no base, expected the path of a configuration of fit.")
     if isinstance(content["base"], str):
-        content["base"] = compose(path.parent / content["base"])
-    shapes: dict[str, type] = {"seeds": list, "cells": dict, "grid": dict, "tests": dict, "title": str}
+        try:
+            content["base"] = compose(path.parent / content["base"])
+        except RecursionError:
+            raise CrosscoopError(f"{path}: base {content['base']} names itself; expected files that end.") from None
+    shapes = {"seeds": list, "cells": dict, "grid": dict, "tests": dict, "title": str, "checkpoint": str, "layout": str}
     for key, shape in shapes.items():
         if not isinstance(content.get(key, shape()), shape):
-            raise CrosscoopError(f"{path}: {key} is {content[key]!r}, expected a {shape.__name__}.")
+            raise CrosscoopError(f"{path}: {key} is {content[key]!r}, expected {SHAPES[shape]}.")
     for key in ("cells", "tests"):
-        content[key] = {str(name): options or {} for name, options in (content.get(key) or {}).items()}
+        given = content.get(key, {})
+        content[key] = {str(name): options or {} for name, options in given.items()}
+        if len(content[key]) < len(given):
+            raise CrosscoopError(f"{path}: {key} has a name twice, as text and as a number; expected each once.")
         if bad := [name for name, options in content[key].items() if not isinstance(options, dict)]:
             raise CrosscoopError(f"{path}: {key}.{bad[0]} is no mapping, expected options such as network.strategy.")
-    if bad := [option for option, values in content.get("grid", {}).items() if not isinstance(values, list)]:
-        raise CrosscoopError(f"{path}: grid.{bad[0]} is {content['grid'][bad[0]]!r}, expected a list of values.")
+    grid = content.get("grid", {})
+    if bad := [option for option, values in grid.items() if not isinstance(values, list)]:
+        raise CrosscoopError(f"{path}: grid.{bad[0]} is {grid[bad[0]]!r}, expected a list of values.")
+    if bad := [
+        option for options in (*content["cells"].values(), grid) for option in options if not isinstance(option, str)
+    ]:
+        raise CrosscoopError(f"{path}: got the option {bad[0]!r}, expected a name such as network.strategy.")
     if bad := [seed for seed in content.get("seeds", [0]) if not isinstance(seed, int) or isinstance(seed, bool)]:
         raise CrosscoopError(f"{path}: seeds holds {bad[0]!r}, expected whole numbers.")
     content["seeds"] = tuple(content.get("seeds", [0]))
-    baseline = content.get("baseline") or []
+    baseline = content.get("baseline", [])
     content["baseline"] = tuple(baseline) if isinstance(baseline, list) else (baseline,)
     ablation = Ablation(**{key: value for key, value in content.items() if key != "tests" or value})
     _check(ablation, path)
@@ -147,18 +177,27 @@ def read_ablation(path: Path) -> Ablation:
 
 
 def _check(ablation: Ablation, path: Path) -> None:
-    rows = list(ablation.rows)
+    rows = [*ablation.cells, *(name for name, _ in ablation.combinations)]
     if not rows or not ablation.seeds:
         raise CrosscoopError(f"{path}: got no cell, expected cells or a grid, and seeds.")
-    folders = [slug(name) for name in rows]
-    if twice := [name for name, folder in zip(rows, folders, strict=True) if folders.count(folder) > 1]:
-        raise CrosscoopError(f"{path}: {' and '.join(twice)} would share one folder; give them other names in cells.")
+    for key, names in (("cells", rows), ("tests", list(ablation.tests))):
+        folders = [slug(name) for name in names]
+        if twice := [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]:
+            raise CrosscoopError(
+                f"{path}: {' and '.join(map(repr, twice))} would share one folder; give them other names in {key}."
+            )
     if len(set(ablation.seeds)) < len(ablation.seeds):
         raise CrosscoopError(f"{path}: got seeds {list(ablation.seeds)}, expected each once.")
-    if bad := [name for name in ablation.baseline if name not in rows]:
-        raise CrosscoopError(f"{path}: got baseline {bad[0]!r}, expected one of {', '.join(rows)}.")
-    if ablation.layout not in LAYOUTS:
-        raise CrosscoopError(f"{path}: got layout {ablation.layout!r}, expected one of {', '.join(LAYOUTS)}.")
+    for i, name in enumerate(ablation.baseline):
+        if name not in rows or name in ablation.baseline[:i]:
+            raise CrosscoopError(f"{path}: got baseline {name!r}, expected one of {', '.join(rows)}, each once.")
+    for key, expected in (("layout", LAYOUTS), ("checkpoint", CHECKPOINTS)):
+        if getattr(ablation, key) not in expected:
+            raise CrosscoopError(
+                f"{path}: got {key} {getattr(ablation, key)!r}, expected one of {', '.join(expected)}."
+            )
+    for name in rows:
+        ablation.config(name, ablation.seeds[0])
 
 
 def compose(path: Path) -> Config:
@@ -171,7 +210,7 @@ def compose(path: Path) -> Config:
             return compose(folder / value)
         return value
 
-    content: Config = included(_load(path), path.parent)
+    content: Config = included(load_yaml(path), path.parent)
     return content
 
 
@@ -184,7 +223,12 @@ def _word(value: Any) -> str:
     return "+".join(map(_word, value)) if isinstance(value, list) else str(value)
 
 
-def _load(path: Path) -> Config:
+def load_yaml(path: Path) -> Config:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        CrosscoopError: It cannot be read, or holds something else.
+    """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

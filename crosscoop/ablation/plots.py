@@ -1,78 +1,71 @@
 """The summary as pictures."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from crosscoop.ablation.summary import Figures, Row, Summary
 
 
-def plot_outputs(summary: Summary, path: Path) -> None:
-    """Every row's outputs: a dot per seed, a line at the mean."""
-    from matplotlib.figure import Figure
-
-    names = summary.outputs
-    figure = Figure(figsize=(8, 1 + 0.45 * len(summary.rows)), layout="constrained")
-    axes = figure.add_subplot()
-    for j, name in enumerate(names):
-        shown = [(i + (j - (len(names) - 1) / 2) * 0.2, row.outputs[name]) for i, row in enumerate(summary.rows)
-                 if name in row.outputs]  # fmt: skip
-        dots = [(100 * value, height) for height, figures in shown for value in figures.values.values()]
-        means = [(100 * (figures.mean or 0), height) for height, figures in shown]
-        (x, y), (mean_x, mean_y) = np.array(dots).T, np.array(means).T
-        axes.scatter(x, y, s=14, color=f"C{j}", label=name)
-        axes.scatter(mean_x, mean_y, s=60, marker="|", color=f"C{j}")
-    for baseline in summary.baselines:
+def plot_outputs(summary: Summary, caption: str, path: Path) -> None:
+    """Every row's outputs: a dot per seed, a line at the mean; dashed: the first baseline's mean."""
+    figure, axes = _figure(summary, caption, 8, 1 + 0.45 * len(summary.rows))
+    colours = {name: f"C{i}" for i, name in enumerate(summary.outputs)}
+    for i, row in enumerate(summary.rows):
+        for j, (name, figures) in enumerate(row.outputs.items()):
+            height = i + (j - (len(row.outputs) - 1) / 2) * 0.2
+            seeds = [100 * value for value in figures.values.values()]
+            axes.scatter(seeds, [height] * len(seeds), s=14, color=colours[name])
+            axes.scatter(100 * (figures.mean or 0), height, s=60, marker="|", color=colours[name])
+    for name, colour in colours.items():
+        axes.scatter([], [], s=14, color=colour, label=name)
+    for baseline in summary.baselines[:1]:
         if baseline.own.mean is not None:
-            axes.axvline(100 * baseline.own.mean, color="0.7", zorder=0, linestyle="--")
+            axes.axvline(100 * baseline.own.mean, color="0.7", zorder=0, linestyle="--", label=baseline.name)
     axes.set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(summary.rows) - 0.5, -0.5)
     axes.set_xlabel("mIoU in per cent; a dot per seed, a bar at the mean")
-    axes.set_title(summary.ablation.title)
     axes.grid(axis="x", alpha=0.3)
-    if names:
+    if colours:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120, format="png")
 
 
-def plot_classes(summary: Summary, path: Path) -> None:
-    """A field per row and class: the difference to the first baseline, grey where the seeds differ in its sign.
+def plot_classes(summary: Summary, caption: str, path: Path) -> None:
+    """A field per row and class: the difference to the first baseline, in brackets where the seeds differ in its sign.
 
     Without a baseline, or with that alone, the IoU itself.
     """
-    from matplotlib.figure import Figure
-
     rows = [row for row in summary.rows if row.classes]
-    baseline = next((row for row in summary.baselines[:1] if row in rows and len(rows) > 1), None)
+    baseline = next((row for row in summary.baselines[:1] if set(row.own.values) & _seeds(rows, row)), None)
     rows = [row for row in rows if row is not baseline]
     figures = [[_compared(row, baseline, name) for name in summary.classes] for row in rows]
     means = np.array([[100 * each.mean if each.mean is not None else np.nan for each in line] for line in figures])
     reach = max(np.nanmax(np.abs(means)), 1e-9)
     low, high, colours = (-reach, reach, "RdBu") if baseline else (0, 100, "Blues")
-    figure = Figure(figsize=(3 + 0.75 * len(summary.classes), 1.8 + 0.4 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(summary, caption, 3 + 0.75 * len(summary.classes), 1.8 + 0.4 * len(rows))
     axes.imshow(means, aspect="auto", cmap=colours, vmin=low, vmax=high)
     for (i, j), mean in np.ndenumerate(means):
         if not np.isnan(mean):
-            signs = {value > 0 for value in figures[i][j].values.values()}
-            strong = abs(mean) > 0.7 * high
-            colour = "0.55" if len(signs) > 1 else "white" if strong else "black"
+            values = figures[i][j].values.values()
             text = f"{mean:+.1f}" if baseline else f"{mean:.1f}"
+            text = f"({text})" if baseline and min(values) < 0 < max(values) else text
+            colour = "white" if abs(mean) > 0.7 * high else "black"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(summary.classes)), summary.classes, rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    what = f"difference to {baseline.name} in points; grey: the seeds differ in sign" if baseline else "per cent"
-    axes.set_title(f"{summary.ablation.title}\nIoU by class, {what}", fontsize=10)
+    what = f"difference to {baseline.name} in points; in brackets: the seeds differ in sign" if baseline else "per cent"
+    axes.set_xlabel(f"IoU by class, {what}")
     figure.savefig(path, dpi=120, format="png")
 
 
-def plot_branches(summary: Summary, path: Path) -> None:
-    """A bar per pair: the pixels that one branch alone names rightly, which is all that an ensemble could gain from."""
-    from matplotlib.figure import Figure
-
+def plot_branches(summary: Summary, caption: str, path: Path) -> None:
+    """A bar per pair: the pixels that one branch alone names rightly, in the mean over seeds."""
     rows = [row for row in summary.rows if row.branches]
-    figure = Figure(figsize=(8, 1.2 + 0.35 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(summary, caption, 8, 1.2 + 0.35 * len(rows))
     left = np.zeros(len(rows))
     for name in ("top", "bottom"):
         widths = np.array([100 * (row.branches[f"only_{name}"].mean or 0) for row in rows])
@@ -80,10 +73,23 @@ def plot_branches(summary: Summary, path: Path) -> None:
         left += widths
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("per cent of the labelled pixels")
-    axes.set_title(summary.ablation.title)
+    axes.set_xlabel("per cent of the labelled pixels, mean over seeds")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120, format="png")
+
+
+def _figure(summary: Summary, caption: str, width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with the title above its axes and the table's caption below."""
+    lines = textwrap.wrap(caption, int(15 * width))
+    figure = Figure(figsize=(width, height + 0.15 * len(lines)), layout="constrained")
+    figure.supxlabel("\n".join(lines), fontsize=7, color="0.4")
+    axes = figure.add_subplot()
+    axes.set_title(f"{summary.ablation.title}, {summary.test}", fontsize=10)
+    return figure, axes
+
+
+def _seeds(rows: list[Row], but: Row) -> set[int]:
+    return {seed for row in rows if row is not but for seed in row.own.values}
 
 
 def _compared(row: Row, baseline: Row | None, name: str) -> Figures:

@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 from crosscoop.ablation.cell import tests
 from crosscoop.ablation.grid import Ablation
 from crosscoop.errors import CrosscoopError
-from crosscoop.results import describe
+from crosscoop.results import BRANCH_SHARES, describe
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Figures:
     def p_value(self, other: "Figures") -> float | None:
         """Two-sided paired t-test over the seeds both have; None for fewer than two, or without any spread."""
         seeds = [seed for seed in self.values if seed in other.values]
-        if len(seeds) < 2 or len(set(self.minus(other).values.values())) == 1:
+        if (self.minus(other).deviation or 0) < 1e-9:
             return None
         p = ttest_rel([self.values[seed] for seed in seeds], [other.values[seed] for seed in seeds]).pvalue
         return float(p)
@@ -55,11 +55,10 @@ class Row:
 
     Attributes:
         name: The row's name.
-        options: What sets it apart from the base.
         outputs: mIoU by output, the last one the row's own figure (the ensemble's, or the single network's).
         classes: IoU by class of the row's own output.
         gain: How much better the ensemble is than the better branch.
-        branches: How the two branches differ, as shares of the labelled pixels: what `branches.json` holds of them all.
+        branches: How the two branches differ, as shares of all labelled pixels, by the keys of `BRANCH_SHARES`.
         seconds: Training time.
         protocols: How each seed's figures were measured.
         parameters: Parameters of the network.
@@ -67,7 +66,6 @@ class Row:
     """
 
     name: str
-    options: dict[str, Any]
     outputs: dict[str, Figures] = field(default_factory=dict)
     classes: dict[str, Figures] = field(default_factory=dict)
     gain: Figures = field(default_factory=Figures)
@@ -123,12 +121,12 @@ class Summary:
         seeds = len(self.ablation.seeds)
         missing = {row.name: seeds - len(row.own.values) for row in self.rows if len(row.own.values) < seeds}
         sentences = [
-            f"{what}, mean and standard deviation over {seeds} seed{'s' * (seeds > 1)}",
+            f"{what}, mean and standard deviation over {'up to ' * bool(missing)}{seeds} seed{'s' * (seeds > 1)}",
             *(self.protocols or ["no run has been tested yet"]),
             f"tested: {self.ablation.checkpoint}",
         ]
         if missing:
-            sentences.append(f"missing: {', '.join(f'{count} of {name}' for name, count in missing.items())}")
+            sentences.append(f"missing: {', '.join(f'{count} of {name!r}' for name, count in missing.items())}")
         if len(self.protocols) > 1:
             sentences.append("THE PROTOCOLS DIFFER: the rows cannot be compared")
         return "; ".join([*sentences, f"configurations {self.ablation.digest}"]) + "."
@@ -146,7 +144,7 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
         CrosscoopError: A run's record is damaged.
     """
     test = test or next(iter(ablation.tests))
-    rows = {name: Row(name, options) for name, options in ablation.rows.items()}
+    rows = {name: Row(name) for name in ablation.rows}
     for cell in ablation.all_cells(runs):
         tested = tests(ablation, cell)[test]
         for path, take in (
@@ -177,15 +175,15 @@ def _take_cost(record: Any, row: Row, seed: int) -> None:
 def _take_metrics(record: Any, row: Row, seed: int) -> None:
     row.protocols.append(describe(record["protocol"]))
     for name, output in record["outputs"].items():
-        row.outputs.setdefault(name, Figures()).values[seed] = output["miou"]
+        row.outputs.setdefault(name, Figures()).values[seed] = float(output["miou"])
     for name, iou in record["iou_per_class"].items():
         if iou is not None:
-            row.classes.setdefault(name, Figures()).values[seed] = iou
+            row.classes.setdefault(name, Figures()).values[seed] = float(iou)
     if len(record["outputs"]) > 1:
         *branches, ensemble = (output["miou"] for output in record["outputs"].values())
         row.gain.values[seed] = ensemble - max(branches)
 
 
 def _take_branches(record: Any, row: Row, seed: int) -> None:
-    for name, share in record["all"].items():
-        row.branches.setdefault(name, Figures()).values[seed] = share
+    for name in BRANCH_SHARES:
+        row.branches.setdefault(name, Figures()).values[seed] = float(record["all"][name])

@@ -5,13 +5,21 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+from crosscoop.ablation.grid import slug
 from crosscoop.ablation.plots import plot_branches, plot_classes, plot_outputs
 from crosscoop.ablation.summary import Figures, Row, Summary
 from crosscoop.data.files import replacing
+from crosscoop.errors import CrosscoopError
 from crosscoop.results import BRANCH_SHARES
 
 Table = list[list[str]]
 """Lines of cells, the heading first. Cells hold plain text; `±` and `-` (nothing there) are put for each format."""
+MIOU = "mIoU in per cent"
+NOTES = " (p: two-sided paired t-test over seeds, each comparison by itself; gain: over the better branch)"
+SHARES = (
+    "per cent of the labelled pixels (saves: the ensemble is right, and at most one branch; loses: it is wrong, and at "
+    "least one branch right)"
+)
 Lines = Iterable[Iterable[object]]
 """Lines of a CSV."""
 
@@ -27,13 +35,14 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
         The files.
     """
     first = summary.test == next(iter(summary.ablation.tests))
-    suffix = "" if first else f"_{summary.test.replace(' ', '_')}"
-    kinds = [("table", LAYOUTS[summary.ablation.layout], values, plot_outputs, "mIoU in per cent")]
+    suffix = "" if first else f"_{slug(summary.test)}"
+    layout = LAYOUTS[summary.ablation.layout]
+    kinds = [("table", layout, values, plot_outputs, MIOU + NOTES if layout is by_row else MIOU)]
     if summary.classes:
         kinds.append(("classes", by_class, class_values, plot_classes, "IoU in per cent"))
     if any(row.branches for row in summary.rows):
-        kinds.append(("branches", by_branch, branch_values, plot_branches, "per cent of the labelled pixels"))
-    files = []
+        kinds.append(("branches", by_branch, branch_values, plot_branches, SHARES))
+    files: list[Path] = []
     for stem, layout, lines, plot, what in kinds:
         table, title, caption = layout(summary), summary.ablation.title, summary.caption(what)
         texts = {
@@ -41,13 +50,13 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
             ".csv": comma_separated(lines(summary)),
             ".tex": latex(table, title, caption),
         }
-        paths = [folder / f"{stem}{suffix}{kind}" for kind in (*texts, ".png")]
-        for path, text in zip(paths, texts.values(), strict=False):
-            with replacing(path) as temporary:
+        paths = {kind: folder / f"{stem}{suffix}{kind}" for kind in (*texts, ".png")}
+        for kind, text in texts.items():
+            with replacing(paths[kind]) as temporary:
                 temporary.write_text(text, "utf-8")
-        with replacing(paths[-1]) as temporary:
-            plot(summary, temporary)
-        files += paths
+        with replacing(paths[".png"]) as temporary:
+            plot(summary, caption, temporary)
+        files += paths.values()
     return files
 
 
@@ -63,7 +72,7 @@ def by_row(summary: Summary) -> Table:
         for baseline in summary.baselines:
             other = row is not baseline
             cells.append(percent(row.own.minus(baseline.own), signed=True) if other else "-")
-            cells.append(number(row.own.p_value(baseline.own), "{:.3f}") if other else "-")
+            cells.append(_p(row.own.p_value(baseline.own)) if other else "-")
         cells += [percent(row.gain, signed=True), percent(row.branches.get("disagree")), *_costs(row)]
         table.append(cells)
     return table
@@ -83,11 +92,17 @@ def by_connection(summary: Summary) -> Table:
     """A line per row with C1 and C2 ticked, in the manner of the paper's table 5."""
     from crosscoop.network.strategy import get_strategy
 
-    table = [["", "Connection 1", "Connection 2", "mIoU", *(["gain"] if summary.baselines else [])]]
+    table = [
+        ["", "Connection 1", "Connection 2", "mIoU", *(f"difference to {each.name}" for each in summary.baselines[:1])]
+    ]
     for row in summary.rows:
-        strategy = row.options.get("network.strategy", summary.ablation.base.get("network", {}).get("strategy"))
-        points = get_strategy(strategy or "cross_c1_c2").points
-        line = [row.name, *("x" if point in points else "" for point in ("connection1", "connection2"))]
+        network = summary.ablation.config(row.name, summary.ablation.seeds[0]).get("network") or {}
+        try:
+            points = get_strategy(network.get("strategy", "cross_c1_c2")).points
+            ticks = ["x" if point in points else "" for point in ("connection1", "connection2")]
+        except CrosscoopError:  # a row that failed for it says so in the log
+            ticks = ["?", "?"]
+        line = [row.name, *ticks]
         line.append(percent(row.own))
         if summary.baselines:
             line.append(percent(row.own.minus(summary.baselines[0].own), signed=True))
@@ -164,7 +179,7 @@ def branch_values(summary: Summary) -> Lines:
     """How the branches differ, a line per row and seed."""
     yield "row", "seed", *BRANCH_SHARES
     for row in summary.rows:
-        for seed in next(iter(row.branches.values()), Figures()).values:
+        for seed in row.branches["disagree"].values if row.branches else ():
             yield row.name, seed, *(row.branches[key].values[seed] for key in BRANCH_SHARES)
 
 
@@ -186,6 +201,10 @@ def percent(figures: Figures | None, signed: bool = False) -> str:
 def number(value: float | None, form: str) -> str:
     """A number, or a dash."""
     return "-" if value is None else form.format(value)
+
+
+def _p(value: float | None) -> str:
+    return "<0.001" if value is not None and value < 0.001 else number(value, "{:.3f}")
 
 
 def _costs(row: Row) -> list[str]:

@@ -26,6 +26,7 @@ STYLES = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "y
 SIGNALLED = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, 130, 143, 128 + signal.SIGUSR1}
 """Exit codes of a training that was asked to stop, and kept its state."""
 ELSEWHERE = "running elsewhere"
+STOPPED = "stopped"
 LOOK = 30.0
 """Seconds between two looks at what other workers do."""
 
@@ -127,7 +128,7 @@ class Workers:
         elif code == TAKEN:
             self._tell(cell, ELSEWHERE)
         elif code in SIGNALLED:
-            self._tell(cell, "stopped")
+            self._tell(cell, STOPPED)
         else:
             lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no word of it"]
             reason = lines[-1] if code > 0 else f"killed by signal {-code} (out of memory?)"
