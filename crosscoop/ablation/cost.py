@@ -77,4 +77,5 @@ def _network(cell: Cell, num_classes: int) -> nn.Module:
     try:
         return create_network(**{**cell.config.get("network", {}), "num_classes": num_classes, "pretrained": False})
     except TypeError as error:
-        raise CrosscoopError(f"network: {error}; expected the options that `crosscoop fit --help` lists for network.") from error
+        expected = "the options that `crosscoop fit --help` lists for network"
+        raise CrosscoopError(f"network: {error}; expected {expected}.") from error
