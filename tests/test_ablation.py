@@ -142,29 +142,30 @@ def test_digest_stands_for_the_configurations(grid):
         ({"base": "nowhere.yaml"}, r"nowhere.yaml: cannot be read"),
         ({"cell": {}}, "got cell, expected base, title"),
         ({"cells": {}, "grid": {}}, "got no cell"),
-        ({"cells": ["cross"]}, r"cells is \['cross'\], expected a mapping"),
-        ({"cells": {"cross": "cross"}}, "cells.cross is no mapping"),
-        ({"grid": {"network.strategy": "cross"}}, "grid.network.strategy is 'cross', expected a list"),
-        ({"seeds": 3}, "seeds is 3, expected a list"),
-        ({"seeds": ["a"]}, "seeds holds 'a', expected whole numbers"),
+        ({"tests": {}}, "got no cell, expected cells or a grid, seeds and tests"),
+        ({"cells": ["cross"]}, r"cells: got \['cross'\], expected a valid dictionary"),
+        ({"cells": {"cross": "cross"}}, "cells.cross: got 'cross', expected a valid dictionary"),
+        ({"grid": {"network.strategy": "cross"}}, "grid.network.strategy: got 'cross', expected a valid list"),
+        ({"seeds": 3}, "seeds: got 3, expected a valid list"),
+        ({"seeds": ["a"]}, "seeds.0: got 'a', expected a valid integer"),
         ({"seeds": [1, 1]}, "expected each once"),
         ({"seeds": []}, "got no cell"),
         (
             {"cells": {"cross": {}}, "grid": {"network.strategy": ["cross"]}},
             "'cross' and 'cross' would share one folder",
         ),
-        ({"cells": {1: {}, "1": {}}}, "cells has a name twice"),
-        ({"cells": {"cross": {3: 1}}}, "got the option 3, expected a name"),
+        ({"cells": {1: {}}}, r"cells.1.\[key\]: got 1, expected a valid string"),
+        ({"cells": {"cross": {3: 1}}}, r"cells.cross.3.\[key\]: got 3, expected a valid string"),
         (
             {"cells": {"Ensemble": {"trainer.max_epochs.x": 1}}},
             "'Ensemble': got trainer.max_epochs.x, but max_epochs is 2",
         ),
         ({"tests": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would share one folder; give them other names in tests"),
-        ({"checkpoint": "lst.ckpt"}, "got checkpoint 'lst.ckpt', expected one of best.ckpt, last.ckpt"),
+        ({"checkpoint": "lst.ckpt"}, "checkpoint: got 'lst.ckpt', expected 'best.ckpt' or 'last.ckpt'"),
         ({"base": "grid.yaml"}, "base grid.yaml names itself"),
         ({"baseline": ["Ensemble", "Ensemble"]}, "got baseline 'Ensemble', expected one of .*, each once"),
         ({"baseline": "none"}, "got baseline 'none', expected one of ResNet, Ensemble"),
-        ({"layout": "wide"}, "got layout 'wide', expected one of summary"),
+        ({"layout": "wide"}, "layout: got 'wide', expected 'summary', 'outputs' or"),
         ({"cells": {"a b": {}, "a-b": {}}, "baseline": None}, "'a b' and 'a-b' would share one folder"),
     ],
 )
@@ -239,7 +240,7 @@ def test_ablation_runs_goes_on_and_writes_its_tables(grid, tmp_path, capsys):
 
 
 def test_killed_cell_resumes_to_the_same_weights(grid, tmp_path):
-    path = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests={})
+    path = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests=None)
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "trainer": {**BASE["trainer"], "max_epochs": 4}}))
     crosscoop("ablate", "--grid", path, "--runs", tmp_path / "whole")
     command = [sys.executable, "-m", "crosscoop", "ablate", "--grid", str(path), "--runs", str(tmp_path / "cut")]
@@ -268,7 +269,7 @@ def test_killed_cell_resumes_to_the_same_weights(grid, tmp_path):
 
 
 def test_stopped_ablation_keeps_its_cells(grid, tmp_path):
-    path = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests={})
+    path = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests=None)
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "trainer": {**BASE["trainer"], "max_epochs": 4000}}))
     command = [sys.executable, "-m", "crosscoop", "ablate", "--grid", str(path), "--runs", str(tmp_path / "runs")]
     nohup = ["bash", "-c", "trap '' INT; exec \"$@\"", "nohup", *command]
@@ -316,7 +317,7 @@ def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):
 
 
 def test_worker_takes_what_another_left_behind(grid, tmp_path, capsys):
-    runs, path = tmp_path / "runs", grid(seeds=[0], grid={}, cells=GRID["cells"], tests={})
+    runs, path = tmp_path / "runs", grid(seeds=[0], grid={}, cells=GRID["cells"], tests=None)
     first, second = read_ablation(path).all_cells(runs)
     first.folder.mkdir(parents=True)
     lock = FileLock(first.folder / ".lock", thread_local=False)
@@ -388,7 +389,7 @@ def finished(tmp_path: Path, **changes) -> tuple[Ablation, Path]:
     """An ablation with figures of three seeds, one of them missing."""
     cells = {"A": {"network.strategy": "none"}, "B & co": {"network.strategy": "cross_c1"}, "C": {}}
     ablation = Ablation(
-        **{**GRID, "base": BASE, "seeds": (0, 1, 2), "cells": cells, "grid": {}, "baseline": ("A",), **changes}
+        **{**GRID, "base": BASE, "seeds": [0, 1, 2], "cells": cells, "grid": {}, "baseline": ["A"], **changes}
     )
     for seed, (a, b) in enumerate(((0.50, 0.53), (0.51, 0.55), (0.52, 0.54))):
         record(tmp_path / f"a/seed{seed}/own_size", {"top": a - 0.02, "bottom": a - 0.01, "ensemble": a})
@@ -449,7 +450,7 @@ def test_markdown_and_latex(tmp_path):
 
 
 def test_every_baseline_has_its_columns(tmp_path):
-    ablation, runs = finished(tmp_path, baseline=("A", "C"))
+    ablation, runs = finished(tmp_path, baseline=["A", "C"])
     heading, _, a, b, c = write_tables(summarise(ablation, runs), runs)[0].read_text().splitlines()[2:7]
     assert "| difference to A | p | difference to C | p |" in heading
     assert "| 51.00 ± 1.00 | - | - | +10.00 | - |" in a  # one seed in common with C
@@ -475,7 +476,7 @@ def test_branches_of_every_pair(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("Ensemble", ("Ensemble",)), (["ResNet", "Ensemble"], ("ResNet", "Ensemble")), (None, ())]
+    ("given", "kept"), [("Ensemble", ["Ensemble"]), (["ResNet", "Ensemble"], ["ResNet", "Ensemble"]), (None, [])]
 )
 def test_baseline_is_a_name_or_several(grid, tmp_path, given, kept):
     ablation = read_ablation(grid(baseline=given))
@@ -495,6 +496,6 @@ def test_layouts_of_the_paper(tmp_path):
 
 
 def test_tables_of_nothing_say_so(tmp_path):
-    ablation = Ablation(**{**GRID, "base": BASE, "seeds": (0,), "baseline": ("Ensemble",)})
+    ablation = Ablation(**{**GRID, "base": BASE, "seeds": [0], "baseline": ["Ensemble"]})
     text = write_tables(summarise(ablation, tmp_path), tmp_path)[0].read_text()
     assert "no run has been tested yet" in text and "1 of 'ResNet'" in text

@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import pydantic
 import yaml
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from crosscoop.errors import CrosscoopError
 
-LAYOUTS = ("summary", "outputs", "connections")
-CHECKPOINTS = ("best.ckpt", "last.ckpt")
-SHAPES = {list: "a list", dict: "a mapping", str: "text"}
 Config = dict[str, Any]
+Options = Annotated[Config, BeforeValidator(lambda options: {} if options is None else options)]
+Names = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Cell:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))
 class Ablation:
     """An ablation as its YAML tells it.
 
@@ -61,13 +63,13 @@ class Ablation:
 
     base: Config
     title: str = "Ablation"
-    seeds: tuple[int, ...] = (0,)
-    cells: dict[str, Config] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    cells: dict[str, Options] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    baseline: tuple[str, ...] = ()
-    tests: dict[str, Config] = field(default_factory=lambda: {"test": {}})
-    checkpoint: str = "best.ckpt"
-    layout: str = "summary"
+    baseline: Names = field(default_factory=list)
+    tests: dict[str, Options] = field(default_factory=lambda: {"test": {}})
+    checkpoint: Literal["best.ckpt", "last.ckpt"] = "best.ckpt"
+    layout: Literal["summary", "outputs", "connections"] = "summary"
 
     @property
     def rows(self) -> dict[str, Config]:
@@ -123,8 +125,7 @@ class Ablation:
 
     def dump(self) -> str:
         """The ablation as YAML, its base inside."""
-        lists = {"seeds": list(self.seeds), "baseline": list(self.baseline)}
-        return yaml.safe_dump({**asdict(self), **lists}, sort_keys=False)
+        return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -148,38 +149,23 @@ def read_ablation(path: Path) -> Ablation:
             content["base"] = compose(path.parent / content["base"])
         except RecursionError:
             raise CrosscoopError(f"{path}: base {content['base']} names itself; expected files that end.") from None
-    shapes = {"seeds": list, "cells": dict, "grid": dict, "tests": dict, "title": str, "checkpoint": str, "layout": str}
-    for key, shape in shapes.items():
-        if not isinstance(content.get(key, shape()), shape):
-            raise CrosscoopError(f"{path}: {key} is {content[key]!r}, expected {SHAPES[shape]}.")
-    for key in ("cells", "tests"):
-        given = content.get(key, {})
-        content[key] = {str(name): options or {} for name, options in given.items()}
-        if len(content[key]) < len(given):
-            raise CrosscoopError(f"{path}: {key} has a name twice, as text and as a number; expected each once.")
-        if bad := [name for name, options in content[key].items() if not isinstance(options, dict)]:
-            raise CrosscoopError(f"{path}: {key}.{bad[0]} is no mapping, expected options such as network.strategy.")
-    grid = content.get("grid", {})
-    if bad := [option for option, values in grid.items() if not isinstance(values, list)]:
-        raise CrosscoopError(f"{path}: grid.{bad[0]} is {grid[bad[0]]!r}, expected a list of values.")
-    if bad := [
-        option for options in (*content["cells"].values(), grid) for option in options if not isinstance(option, str)
-    ]:
-        raise CrosscoopError(f"{path}: got the option {bad[0]!r}, expected a name such as network.strategy.")
-    if bad := [seed for seed in content.get("seeds", [0]) if not isinstance(seed, int) or isinstance(seed, bool)]:
-        raise CrosscoopError(f"{path}: seeds holds {bad[0]!r}, expected whole numbers.")
-    content["seeds"] = tuple(content.get("seeds", [0]))
-    baseline = content.get("baseline", [])
-    content["baseline"] = tuple(baseline) if isinstance(baseline, list) else (baseline,)
-    ablation = Ablation(**{key: value for key, value in content.items() if key != "tests" or value})
+    try:
+        ablation = Ablation(**content)
+    except ValidationError as wrong:
+        raise CrosscoopError("\n".join(f"{path}: {_told(each)}" for each in wrong.errors())) from None
     _check(ablation, path)
     return ablation
 
 
+def _told(wrong: ErrorDetails) -> str:
+    where = ".".join(map(str, wrong["loc"]))
+    return f"{where}: got {wrong['input']!r}, expected {wrong['msg'].removeprefix('Input should be ')}."
+
+
 def _check(ablation: Ablation, path: Path) -> None:
     rows = [*ablation.cells, *(name for name, _ in ablation.combinations)]
-    if not rows or not ablation.seeds:
-        raise CrosscoopError(f"{path}: got no cell, expected cells or a grid, and seeds.")
+    if not (rows and ablation.seeds and ablation.tests):
+        raise CrosscoopError(f"{path}: got no cell, expected cells or a grid, seeds and tests.")
     for key, names in (("cells", rows), ("tests", list(ablation.tests))):
         folders = [slug(name) for name in names]
         if twice := [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]:
@@ -191,11 +177,6 @@ def _check(ablation: Ablation, path: Path) -> None:
     for i, name in enumerate(ablation.baseline):
         if name not in rows or name in ablation.baseline[:i]:
             raise CrosscoopError(f"{path}: got baseline {name!r}, expected one of {', '.join(rows)}, each once.")
-    for key, expected in (("layout", LAYOUTS), ("checkpoint", CHECKPOINTS)):
-        if getattr(ablation, key) not in expected:
-            raise CrosscoopError(
-                f"{path}: got {key} {getattr(ablation, key)!r}, expected one of {', '.join(expected)}."
-            )
     for name in rows:
         ablation.config(name, ablation.seeds[0])
 
