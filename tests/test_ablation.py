@@ -114,7 +114,7 @@ def test_options_reach_into_groups_that_the_base_has_not(grid):
 
 def test_ablation_keeps_its_base_when_the_file_goes(grid, tmp_path):
     ablation = read_ablation(grid())
-    (tmp_path / "kept.yaml").write_text(ablation.dump())
+    ablation.save(tmp_path / "kept.yaml")
     (tmp_path / "base.yaml").unlink()
     assert read_ablation(tmp_path / "kept.yaml") == ablation
 
@@ -481,7 +481,7 @@ def test_branches_of_every_pair(tmp_path):
 def test_baseline_is_a_name_or_several(grid, tmp_path, given, kept):
     ablation = read_ablation(grid(baseline=given))
     assert ablation.baseline == kept
-    (tmp_path / "kept.yaml").write_text(ablation.dump())
+    ablation.save(tmp_path / "kept.yaml")
     assert read_ablation(tmp_path / "kept.yaml") == ablation
 
 

@@ -6,11 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
-from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
-from crosscoop.data.files import replacing
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug, write_yaml
 from crosscoop.results import write_json
 
 TAKEN = 75
@@ -58,7 +56,7 @@ def run(ablation: Ablation, cell: Cell) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(cell.folder / ".lock", timeout=1):  # longer than another worker's look at it, `_is_held`, takes
         given = cell.folder / "given.yaml"
-        _write_yaml(given, cell.config)
+        write_yaml(given, cell.config)
         cost = cell.folder / "cost.json"
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
         if not cost.is_file():
@@ -73,13 +71,8 @@ def run(ablation: Ablation, cell: Cell) -> None:
                     for option, value in ablation.tests[name].items()
                 ]
                 folder.mkdir(exist_ok=True)
-                _write_yaml(folder / "given.yaml", given_test(ablation, name))
+                write_yaml(folder / "given.yaml", given_test(ablation, name))
                 main(["test", *checkpoint, "--run", str(folder), *quiet, *options])
-
-
-def _write_yaml(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def _is_held(path: Path) -> bool:

@@ -3,17 +3,15 @@
 import sys
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from crosscoop.ablation.cell import given_test, state, tests
-from crosscoop.ablation.grid import Ablation, Cell, load_yaml, read_ablation
+from crosscoop.ablation.grid import Ablation, Cell, load_yaml, read_ablation, write_yaml
 from crosscoop.ablation.summary import summarise
 from crosscoop.ablation.tables import write_tables
 from crosscoop.ablation.workers import ELSEWHERE, STOPPED, STYLES, Workers, duration
-from crosscoop.data.files import replacing
 from crosscoop.errors import CrosscoopError
 
 
@@ -64,7 +62,7 @@ def ablate(
     stopped: list[str] = []
     if not tables:
         folder.mkdir(parents=True, exist_ok=True)
-        _keep(ablation, folder)
+        ablation.save(folder / "ablation.yaml")
         stopped = _work(ablation, chosen, folder, workers, retry)
     for i, test in enumerate(ablation.tests):
         files = write_tables(summarise(ablation, folder, test), folder)
@@ -89,12 +87,6 @@ def _open(folder: Path, grid: Path | None) -> Ablation:
     if grid is None and not kept.is_file():
         raise CrosscoopError(f"--grid: got none, and {folder} holds no ablation; expected the YAML of an ablation.")
     return read_ablation(grid or kept)
-
-
-def _keep(ablation: Ablation, folder: Path) -> None:
-    """Write the ablation beside its runs, at once: other workers may be reading it."""
-    with replacing(folder / "ablation.yaml") as temporary:
-        temporary.write_text(ablation.dump())
 
 
 def _check_given(ablation: Ablation, cells: list[Cell]) -> None:
@@ -176,13 +168,12 @@ def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:
 def _write_sweep(path: Path, folder: Path, ablation: Ablation, cells: list[Cell]) -> None:
     """A sweep whose only parameter is the cell: resuming, locks and tables stay as everywhere."""
     folder.mkdir(parents=True, exist_ok=True)
-    _keep(ablation, folder)
+    ablation.save(folder / "ablation.yaml")
     content = {
         "name": ablation.title,
         "method": "grid",
         "parameters": {"cell": {"values": [cell.label for cell in cells]}},
         "command": ["${env}", "crosscoop", "ablate", "--runs", str(folder.resolve()), "${args}"],
     }
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    write_yaml(path, content)
     print(f"Sweep: {path}. Start it with: wandb sweep {path}, then on each machine the wandb agent that it names.")

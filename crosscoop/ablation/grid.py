@@ -15,6 +15,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from crosscoop.data.files import replacing
 from crosscoop.errors import CrosscoopError
 
 Config = dict[str, Any]
@@ -123,9 +124,9 @@ class Ablation:
             group[key] = copy.deepcopy(value)
         return config
 
-    def dump(self) -> str:
-        """The ablation as YAML, its base inside."""
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+    def save(self, path: Path) -> None:
+        """Write it as YAML, its base inside."""
+        write_yaml(path, asdict(self))
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -217,3 +218,9 @@ def load_yaml(path: Path) -> Config:
     if not isinstance(content, Mapping):
         raise CrosscoopError(f"{path}: got {type(content).__name__}, expected a mapping of options.")
     return dict(content)
+
+
+def write_yaml(path: Path, content: Config) -> None:
+    """Write YAML at once or not at all: other workers may be reading it."""
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
