@@ -93,7 +93,8 @@ def _check_given(ablation: Ablation, cells: list[Cell]) -> None:
     """A folder's runs are of one ablation: nobody mixes them by a later edit of the YAML."""
     for cell in cells:
         given = cell.folder / "given.yaml"
-        if given.is_file() and load_yaml(given) != cell.config:
+        trained = given.is_file() and any((cell.folder / name).is_file() for name in ("last.ckpt", "cost.json"))
+        if trained and load_yaml(given) != cell.config:
             raise CrosscoopError(
                 f"{cell.folder} was trained with another configuration ({given}) than the grid gives it now. Give "
                 "another folder with --runs, another name to the row, or remove that folder."
