@@ -335,7 +335,7 @@ def test_worker_takes_what_another_left_behind(grid, tmp_path, capsys):
     assert "missing" not in (runs / "table.md").read_text()
 
 
-def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path):
+def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path, capsys):
     runs, ablation = tmp_path / "runs", read_ablation(grid())
     cell = ablation.all_cells(runs)[0]
     cell.folder.mkdir(parents=True)
@@ -343,6 +343,7 @@ def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path):
     (cell.folder / "last.ckpt").touch()
     with pytest.raises(SystemExit):
         crosscoop("ablate", "--runs", runs, "--grid", tmp_path / "grid.yaml")
+    assert f"{cell.folder} was trained with another configuration" in capsys.readouterr().err
 
 
 def test_dry_run_lists_and_writes_nothing(grid, tmp_path, capsys):
