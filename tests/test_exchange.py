@@ -11,7 +11,7 @@ from torch.nn import functional
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import FUSIONS, STRATEGIES, Fusion, Strategy, create_network
 from crosscoop.network.exchange import Connection, Exchange, NoExchange
-from crosscoop.network.fusion import Add, Average, Concat, get_fusion
+from crosscoop.network.fusion import Add, Average, Concat, CrossStitch, get_fusion
 from crosscoop.network.strategy import DIRECTIONS, POINTS, get_strategy
 
 CATALOGUE = list(itertools.product(STRATEGIES, FUSIONS))
@@ -64,7 +64,15 @@ def test_concat_starts_as_the_average():
     torch.testing.assert_close(Concat(6)(own, received), Average(6)(own, received))
 
 
-@pytest.mark.parametrize(("name", "equal"), [("add", True), ("average", True), ("concat", False)])
+def test_cross_stitch_starts_with_little_of_the_received_map():
+    own, received = torch.randn(2, 2, 6, 4, 4).unbind()
+    torch.testing.assert_close(CrossStitch(6)(own, received), 0.9 * own + 0.1 * received)
+    torch.testing.assert_close(CrossStitch(6, start=0.5)(own, received), Average(6)(own, received))
+
+
+@pytest.mark.parametrize(
+    ("name", "equal"), [("add", True), ("average", True), ("concat", False), ("gate", False), ("cross_stitch", False)]
+)
 def test_symmetric_operators_leave_one_map_in_both_branches(name, equal):
     exchange = filled(Exchange([6, 6], Strategy(["aspp"]), FUSIONS[name]))
     top, bottom = exchange(torch.randn(2, 1, 6, 4, 4).unbind())

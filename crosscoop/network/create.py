@@ -32,8 +32,8 @@ def create_network(
         num_classes: Channels of the logits.
         strategy: none, one_way, cross, cross_c1, cross_c2 or cross_c1_c2; or the import path of your own
             `crosscoop.Strategy`, or its fields: `{points: [aspp, decoder], direction: both}`.
-        fusion: add, average, concat or gate; or the class path of your own `crosscoop.Fusion`, with arguments as
-            `{class_path: my_file.MyFusion, init_args: {...}}`.
+        fusion: add, average, concat, gate or cross_stitch; or the class path of your own `crosscoop.Fusion`, with
+            arguments as `{class_path: my_file.MyFusion, init_args: {...}}`.
         output_stride: Stride of the backbones' output, 8 or 16; the atrous rates of ASPP follow it.
         pretrained: true for timm's download of ImageNet weights, false for random ones, the path of a local
             `.safetensors` or `.pth` file, or a list with one of these for each branch (a list again for one of

@@ -94,12 +94,39 @@ class Gate(Fusion):
         return merged
 
 
+class CrossStitch(Fusion):
+    """`a * own + b * received` with learned weights of each channel for either map.
+
+    The cross-stitch unit of Misra et al. (CVPR 2016, https://arxiv.org/abs/1604.03539). At first each branch hears
+    little of the other.
+
+    Args:
+        channels: Channels of both maps.
+        start: The received map's first weight; the own one's is 1 - `start`.
+    """
+
+    def __init__(self, channels: int, start: float = 0.1) -> None:
+        super().__init__(channels)
+        self.own = nn.Parameter(torch.full((channels, 1, 1), 1 - start))
+        self.received = nn.Parameter(torch.full((channels, 1, 1), start))
+
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Weigh both and add."""
+        return self.own * own + self.received * received
+
+
 SYMMETRIC = (Add, Average)
 """Operators without weights that give the same whichever map is the own one."""
 
 FusionFactory = Callable[[int], Fusion]
 
-FUSIONS: dict[str, FusionFactory] = {"add": Add, "average": Average, "concat": Concat, "gate": Gate}
+FUSIONS: dict[str, FusionFactory] = {
+    "add": Add,
+    "average": Average,
+    "concat": Concat,
+    "gate": Gate,
+    "cross_stitch": CrossStitch,
+}
 
 
 def list_fusions() -> list[str]:
