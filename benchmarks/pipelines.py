@@ -20,7 +20,7 @@ from crosscoop.data import Cityscapes, Folder, PascalVOC, SegmentationData, Segm
 from crosscoop.data.datamodule import collate
 from crosscoop.data.files import FileSample
 from crosscoop.data.folder import Split
-from crosscoop.data.prepared import prepare_data
+from crosscoop.prepare_data import prepare_data
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 4

@@ -20,7 +20,7 @@ COMMANDS = {
     "check-data": ("crosscoop.check_data:check_data", "Look for faults in a data set: every file of every split."),
     "report": ("crosscoop.report:main", "Show one run, or compare several, on one HTML page."),
     "ablate": ("crosscoop.ablation.command:ablate", "Train and test every cell of a grid, and write its table."),
-    "prepare_data": ("crosscoop.data.prepared:prepare_data", "Decode a data set once, for faster training."),
+    "prepare_data": ("crosscoop.prepare_data:prepare_data", "Decode a data set once, for faster training."),
     "prepare_trainaug": (
         "crosscoop.data.trainaug:prepare_trainaug",
         "Prepare PASCAL VOC's trainaug split (10,582 images) from SBD.",

@@ -11,7 +11,8 @@ from PIL import Image
 from tiny import NETWORK, QUIET, crosscoop
 
 from crosscoop.data import Folder, SegmentationData, Streets
-from crosscoop.data.prepared import PreparedSample, prepare_data
+from crosscoop.data.prepared import PreparedSample
+from crosscoop.prepare_data import prepare_data
 
 CLASSES = ["a", "b", "c"]
 

@@ -1,24 +1,17 @@
 """A data set decoded once: arrays on disk, of which a training crop reads only its own rows."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
-from rich.progress import track
 
 from crosscoop.data.dataset import Array, Sample
 from crosscoop.data.files import FileSample, replacing, shorten
 from crosscoop.errors import CrosscoopError
-
-if TYPE_CHECKING:
-    from crosscoop.data.datamodule import SegmentationData
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +61,6 @@ class PreparedSample:
                 f"{self.file(kind)}: got {error}, expected a decoded {kind}; run `crosscoop prepare_data` again"
             ) from error
         return array
-
-
-def prepare_data(data: "SegmentationData", output: str, splits: str | None = None) -> None:
-    """Decode a data set once, for faster training.
-
-      crosscoop prepare_data --config configs/cityscapes/cross_c1_c2.yaml --output data/cityscapes_prepared
-      crosscoop fit --config configs/cityscapes/cross_c1_c2.yaml --data.prepared data/cityscapes_prepared
-
-    Writes every image and mask as an array of its pixels, 4 bytes for each: about 25 GB for the 2,975 training images
-    of Cityscapes, 8 GB for the 10,582 of VOC. The same command goes on where it was stopped, and renews what has
-    changed since.
-
-    Args:
-        data: The data set, usually from --config.
-        output: The folder to write to.
-        splits: Which splits, separated by commas; by default the one that is trained on.
-
-    Raises:
-        CrosscoopError: The data set is not one of files, one of its files is damaged, or the folder cannot be written.
-    """
-    data.prepare_data()
-    for split in (splits or data.dataset.train_split).split(","):
-        samples, folder = files_of(data.dataset.samples(split)), Path(output) / split
-        known = read_index(folder)
-        todo = [PreparedSample(sample, folder) for sample in samples if known.get(sample.name) != fingerprint(sample)]
-        try:
-            with write_index(folder, known), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-                for sample in track(pool.map(decode, todo), f"Decoding {split}", total=len(todo)):
-                    known[sample.name] = fingerprint(sample)
-        except OSError as error:
-            raise CrosscoopError(f"{folder}: cannot be written ({error}). Give another --output.") from error
-        print(f"{folder}: {len(samples)} samples, {len(todo)} of them new. Use them with --data.prepared {output}")
 
 
 def prepared_samples(folder: Path, split: str, samples: Sequence[Sample]) -> Sequence[Sample]:

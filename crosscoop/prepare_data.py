@@ -1,0 +1,43 @@
+"""`crosscoop prepare_data`: a data set decoded once, for faster training."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.progress import track
+
+from crosscoop.data import SegmentationData
+from crosscoop.data.prepared import PreparedSample, decode, files_of, fingerprint, read_index, write_index
+from crosscoop.errors import CrosscoopError
+
+
+def prepare_data(data: SegmentationData, output: str, splits: str | None = None) -> None:
+    """Decode a data set once, for faster training.
+
+      crosscoop prepare_data --config configs/cityscapes/cross_c1_c2.yaml --output data/cityscapes_prepared
+      crosscoop fit --config configs/cityscapes/cross_c1_c2.yaml --data.prepared data/cityscapes_prepared
+
+    Writes every image and mask as an array of its pixels, 4 bytes for each: about 25 GB for the 2,975 training images
+    of Cityscapes, 8 GB for the 10,582 of VOC. The same command goes on where it was stopped, and renews what has
+    changed since.
+
+    Args:
+        data: The data set, usually from --config.
+        output: The folder to write to.
+        splits: Which splits, separated by commas; by default the one that is trained on.
+
+    Raises:
+        CrosscoopError: The data set is not one of files, one of its files is damaged, or the folder cannot be written.
+    """
+    data.prepare_data()
+    for split in (splits or data.dataset.train_split).split(","):
+        samples, folder = files_of(data.dataset.samples(split)), Path(output) / split
+        known = read_index(folder)
+        todo = [PreparedSample(sample, folder) for sample in samples if known.get(sample.name) != fingerprint(sample)]
+        try:
+            with write_index(folder, known), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                for sample in track(pool.map(decode, todo), f"Decoding {split}", total=len(todo)):
+                    known[sample.name] = fingerprint(sample)
+        except OSError as error:
+            raise CrosscoopError(f"{folder}: cannot be written ({error}). Give another --output.") from error
+        print(f"{folder}: {len(samples)} samples, {len(todo)} of them new. Use them with --data.prepared {output}")
