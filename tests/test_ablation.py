@@ -18,10 +18,10 @@ from scipy import stats
 from tiny import crosscoop
 
 from crosscoop.ablation.cell import TAKEN, state
-from crosscoop.ablation.cost import measure
+from crosscoop.ablation.cost import measure, planned_steps
 from crosscoop.ablation.grid import Ablation, read_ablation, slug
 from crosscoop.ablation.summary import Figures, summarise
-from crosscoop.ablation.tables import write_tables
+from crosscoop.ablation.tables import latex, write_tables
 from crosscoop.ablation.workers import STOPPED, Workers, duration, environment
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
@@ -194,6 +194,22 @@ def test_cost_is_the_networks(grid, tmp_path):
     assert cost.crop_size == 32 and cost.macs > 1e6
     network = create_network(**{**cell.config["network"], "num_classes": Streets().num_classes})
     assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps"),
+    [
+        ({"max_epochs": 3}, 30),
+        ({"max_epochs": 3, "max_steps": -1}, 30),
+        ({"max_epochs": 3, "max_steps": 7}, 7),
+        ({"max_epochs": -1, "max_steps": 70}, 70),
+        ({"max_epochs": 3, "max_steps": 70}, 30),
+        ({"max_epochs": -1}, None),
+        ({}, None),
+    ],
+)
+def test_training_ends_at_its_first_limit(trainer, steps):
+    assert planned_steps(trainer, steps_per_epoch=10) == steps
 
 
 # -- cells as processes
@@ -447,6 +463,12 @@ def test_markdown_and_latex(tmp_path):
     assert r"B \& co & 54.00 $\pm$ 1.00" in latex and r"\toprule" in latex and r"\caption{Tiny." in latex
     lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len({line.replace(r"\&", "").count("&") for line in lines}) == 1  # a tabular of one width
+
+
+def test_latex_prints_what_the_cells_say():
+    text = latex([["", "p"], [r"a_b\c {~^}", "<0.001"], ["ResNet-50", "-0.41 ± 1.12"]], "50 %", "x > y")
+    assert r"a\_b\textbackslash{}c \{\textasciitilde{}\textasciicircum{}\} & $<$0.001 \\" in text
+    assert r"ResNet-50 & $-$0.41 $\pm$ 1.12 \\" in text and r"\caption{50 \%. x $>$ y}" in text
 
 
 def test_every_baseline_has_its_columns(tmp_path):

@@ -30,7 +30,7 @@ def ablate(
     Stopped at any moment and started again, it goes on: finished cells stay, interrupted ones resume from their last
     checkpoint. Start it on several machines with one shared folder, and each takes the cells that nobody has; no two
     ever run the same one (the folder's file system must know file locks). As a SLURM array:
-    `sbatch --array=0-38 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'`.
+    `sbatch --array=0-41 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'`.
 
     Args:
         runs: Folder of the runs: a folder per row, in it one per seed, and the tables.

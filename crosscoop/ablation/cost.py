@@ -57,8 +57,8 @@ def estimate_seconds(cell: Cell) -> float | None:
     data = open_data(cell.config)
     trainer: dict[str, Any] = cell.config.get("trainer") or {}
     steps_per_epoch = max(len(data.dataset.samples(data.dataset.train_split)) // data.batch_size, 1)
-    steps = trainer.get("max_steps") or steps_per_epoch * (trainer.get("max_epochs") or 0)
-    if steps < 1:
+    steps = planned_steps(trainer, steps_per_epoch)
+    if steps is None:
         return None
     device = "cuda" if torch.cuda.is_available() and trainer.get("accelerator") != "cpu" else "cpu"
     network = _network(cell, data.dataset.num_classes).train().to(device)
@@ -71,6 +71,17 @@ def estimate_seconds(cell: Cell) -> float | None:
             sum(loss(logits, mask) for logits in network(crop)).backward()
             float(sum(p.grad.sum() for p in network.parameters() if p.grad is not None))  # the GPU is done
     return (time.perf_counter() - started) * data.batch_size * steps
+
+
+def planned_steps(trainer: dict[str, Any], steps_per_epoch: int) -> int | None:
+    """How many steps a training is to take; None where trainer limits neither steps nor epochs.
+
+    Args:
+        trainer: The options of the trainer.
+        steps_per_epoch: Steps of an epoch.
+    """
+    limits = trainer.get("max_steps") or 0, steps_per_epoch * (trainer.get("max_epochs") or 0)
+    return min((limit for limit in limits if limit > 0), default=None)  # Lightning's word for no limit is -1
 
 
 def _network(cell: Cell, num_classes: int) -> nn.Module:

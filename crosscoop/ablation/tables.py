@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,12 @@ SHARES = (
     "per cent of the labelled pixels (saves: the ensemble is right, and at most one branch; loses: it is wrong, and at "
     "least one branch right)"
 )
+TEX = {
+    **{letter: f"\\{letter}" for letter in "&%_#{}$"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"±": r"$\pm$", "<": "$<$", ">": "$>$"},
+}
+"""What stands for a letter in LaTeX."""
 Lines = Iterable[Iterable[object]]
 """Lines of a CSV."""
 
@@ -216,7 +223,5 @@ def _costs(row: Row) -> list[str]:
 
 
 def _tex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-                           ("{", r"\{"), ("}", r"\}"), ("$", r"\$"), ("±", r"$\pm$")):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text
+    text = "".join(TEX.get(letter, letter) for letter in text)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", text)  # a minus, not a hyphen
