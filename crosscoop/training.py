@@ -181,6 +181,7 @@ def main(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # ours can
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds config.yaml
 
     class OneCommand(TrainingCLI):
         @staticmethod

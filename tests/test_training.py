@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -487,3 +488,11 @@ def test_section_with_all_its_options_commented_out_is_the_default(tmp_path):
     fit(tmp_path / "run", "--config", tmp_path / "empty.yaml")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["checkpoint"]["monitor"] == "val/miou" and config["model"]["poly_power"] == 0.9
+
+
+def test_training_says_nothing_that_nobody_can_use(tmp_path, caplog, monkeypatch, recwarn):
+    monkeypatch.setattr(logging.getLogger("pytorch_lightning"), "propagate", True)  # to caplog
+    with caplog.at_level(logging.INFO, "pytorch_lightning"):
+        fit(tmp_path / "run")
+    assert "max_epochs=1" in caplog.text and "weights_only" not in caplog.text
+    assert not [str(warning.message) for warning in recwarn if "is not empty" in str(warning.message)]

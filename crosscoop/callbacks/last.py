@@ -134,7 +134,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
 
     def _asked(self, trainer: pl.Trainer) -> bool:
         """Whether any rank was asked to end; all ranks call this at the same step."""
