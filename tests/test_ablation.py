@@ -421,17 +421,17 @@ def test_summary_is_the_statistics_of_the_runs(tmp_path):
     a, b, c = summary.rows
     assert a.own.mean == pytest.approx(0.51) and a.own.deviation == pytest.approx(0.01)
     assert b.own.minus(a.own).mean == pytest.approx(0.03)
-    expected = stats.ttest_1samp([0.03, 0.04, 0.02], 0).pvalue  # the paired test by its definition
-    assert b.own.p_value(a.own) == pytest.approx(expected)
+    paired = stats.ttest_rel([0.53, 0.55, 0.54], [0.50, 0.51, 0.52])
+    assert b.own.minus(a.own).p_value == pytest.approx(paired.pvalue)
     assert a.gain.mean == pytest.approx(0.01) and b.gain.mean == pytest.approx(0)
     assert a.branches["disagree"].values == {0: 0.1} and (a.parameters, a.macs) == (1_500_000, 2_000_000_000)
-    assert c.own.values == {0: 0.4} and c.own.deviation is None and c.own.p_value(a.own) is None
+    assert c.own.values == {0: 0.4} and c.own.deviation is None and c.own.minus(a.own).p_value is None
     assert "missing: 2 of 'C'" in summary.caption() and summary.ablation.digest in summary.caption()
 
 
 def test_spread_needs_two_seeds():
     assert Figures({0: 0.5}).deviation is None and Figures().mean is None
-    assert Figures({0: 0.5, 1: 0.6}).p_value(Figures({0: 0.4, 1: 0.5})) is None  # no spread of the difference
+    assert Figures({0: 0.5, 1: 0.6}).minus(Figures({0: 0.4, 1: 0.5})).p_value is None  # no spread of the difference
 
 
 def test_differing_protocols_are_cried_out(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp
 
 from crosscoop.ablation.cell import tests
 from crosscoop.ablation.grid import Ablation
@@ -40,13 +40,10 @@ class Figures:
             {seed: value - other.values[seed] for seed, value in self.values.items() if seed in other.values}
         )
 
-    def p_value(self, other: "Figures") -> float | None:
-        """Two-sided paired t-test over the seeds both have; None for fewer than two, or without any spread."""
-        seeds = [seed for seed in self.values if seed in other.values]
-        if (self.minus(other).deviation or 0) < 1e-9:
-            return None
-        p = ttest_rel([self.values[seed] for seed in seeds], [other.values[seed] for seed in seeds]).pvalue
-        return float(p)
+    @property
+    def p_value(self) -> float | None:
+        """Of differences: the two-sided paired t-test; None for fewer than two, or without any spread."""
+        return None if (self.deviation or 0) < 1e-9 else float(ttest_1samp(list(self.values.values()), 0).pvalue)
 
 
 @dataclass

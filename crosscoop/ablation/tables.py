@@ -77,9 +77,8 @@ def by_row(summary: Summary) -> Table:
     for row in summary.rows:
         cells = [row.name, *(percent(row.outputs.get(name)) for name in branches), percent(row.own)]
         for baseline in summary.baselines:
-            other = row is not baseline
-            cells.append(percent(row.own.minus(baseline.own), signed=True) if other else "-")
-            cells.append(_p(row.own.p_value(baseline.own)) if other else "-")
+            difference = row.own.minus(baseline.own) if row is not baseline else Figures()
+            cells += [percent(difference, signed=True), p_value(difference)]
         cells += [percent(row.gain, signed=True), percent(row.branches.get("disagree")), *_costs(row)]
         table.append(cells)
     return table
@@ -210,8 +209,10 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _p(value: float | None) -> str:
-    return "<0.001" if value is not None and value < 0.001 else number(value, "{:.3f}")
+def p_value(difference: Figures) -> str:
+    """The p of a difference, or a dash."""
+    p = difference.p_value
+    return "<0.001" if p is not None and p < 0.001 else number(p, "{:.3f}")
 
 
 def _costs(row: Row) -> list[str]:
