@@ -88,6 +88,10 @@ def _run(arguments: Sequence[str] | None) -> None:
     except CrosscoopError as error:
         # From a data loader's worker the message arrives at the end of that process's stack trace.
         fail(str(error).rpartition("crosscoop.errors.CrosscoopError: ")[2].strip())
+    except OSError as error:
+        if not (error.errno and error.filename):
+            raise
+        fail(f"{error.filename}: {error.strerror}; expected a file or folder that can be read and written there.")
 
 
 def _reader_has_gone() -> bool:

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,10 +24,10 @@ from crosscoop.ablation.cost import measure, planned_steps
 from crosscoop.ablation.grid import Ablation, read_ablation, slug
 from crosscoop.ablation.summary import Figures, summarise
 from crosscoop.ablation.tables import latex, write_tables
-from crosscoop.ablation.workers import STOPPED, Workers, duration, environment
+from crosscoop.ablation.workers import STOPPED, Workers, duration, environment, last_error
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
-from crosscoop.network import create_network
+from crosscoop.network import Fusion, create_network
 
 BASE = {
     "network": {"branches": ["test_resnet", "test_byobnet"], "channels": 16, "separable": True},
@@ -164,6 +166,11 @@ def test_digest_stands_for_the_configurations(grid):
         ({"base": "grid.yaml"}, "base grid.yaml names itself"),
         ({"baseline": ["Ensemble", "Ensemble"]}, "got baseline 'Ensemble', expected one of .*, each once"),
         ({"baseline": "none"}, "got baseline 'none', expected one of ResNet, Ensemble"),
+        (
+            {"cells": {"a": {"seed_everything": 5}}, "baseline": None},
+            "got seed_everything in row 'a', expected the seeds in seeds",
+        ),
+        ({"grid": {"seed_everything": [1, 2]}, "baseline": None}, "got seed_everything in row '1'"),
         ({"layout": "wide"}, "layout: got 'wide', expected 'summary', 'outputs' or"),
         ({"cells": {"a b": {}, "a-b": {}}, "baseline": None}, "'a b' and 'a-b' would share one folder"),
     ],
@@ -217,7 +224,8 @@ def test_training_ends_at_its_first_limit(trainer, steps):
 
 def test_ablation_runs_goes_on_and_writes_its_tables(grid, tmp_path, capsys):
     runs = tmp_path / "runs"
-    path = grid(seeds=[0], grid={}, cells={**GRID["cells"], "Broken": {"network.strategy": "nine"}})
+    cells = {**GRID["cells"], "Broken": {"network.strategy": "nine"}}
+    path = grid(seeds=[0], grid={}, cells=cells, tests={"half size": {"inference.scales": [0.5]}})
     with pytest.raises(SystemExit) as caught:
         crosscoop("ablate", "--runs", runs, "--grid", path, "--workers 2")
     assert caught.value.code == 2
@@ -228,12 +236,14 @@ def test_ablation_runs_goes_on_and_writes_its_tables(grid, tmp_path, capsys):
     assert [(row["row"], row["output"]) for row in rows] == [
         ("ResNet", "network"),
         *(("Ensemble", output) for output in ("top", "bottom", "ensemble")),
+        ("Broken", ""),  # missing
     ]
-    for row in rows:
-        figures = json.loads((runs / slug(row["row"]) / "seed0/own_size/metrics.json").read_text())
+    for row in rows[:-1]:
+        figures = json.loads((runs / slug(row["row"]) / "seed0/half_size/metrics.json").read_text())
+        assert "0.5" in figures["protocol"]["inference"]
         assert float(row["miou"]) == figures["outputs"][row["output"]]["miou"]
         assert float(row["seconds"]) > 0
-    assert (runs / "table_half_size.md").is_file() and (runs / "table.png").stat().st_size > 5000
+    assert (runs / "table.png").stat().st_size > 5000
 
     kept = {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.json")}
     yaml_text = (runs / "ablation.yaml").read_text().replace("nine", "cross")
@@ -267,7 +277,7 @@ def test_killed_cell_resumes_to_the_same_weights(grid, tmp_path):
         if f"crosscoop.ablation.cell\0{tmp_path / 'cut'}" in process.read_text(errors="ignore"):
             pid = int(process.parent.name)
     scheduler.kill()
-    os.kill(pid, signal.SIGKILL)
+    os.killpg(pid, signal.SIGKILL)
     scheduler.wait()
     ablation = read_ablation(tmp_path / "cut/ablation.yaml")
     (cell,) = ablation.all_cells(tmp_path / "cut")
@@ -291,9 +301,10 @@ def test_stopped_ablation_keeps_its_cells(grid, tmp_path):
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs/ensemble/seed0/last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
-    scheduler.terminate()
+    scheduler.send_signal(signal.SIGUSR1)
     _, errors = scheduler.communicate(timeout=60)
-    assert scheduler.returncode == 130 and "To go on: crosscoop ablate --runs" in errors and "Traceback" not in errors
+    assert scheduler.returncode == 128 + signal.SIGUSR1
+    assert "To go on: crosscoop ablate --runs" in errors and "Traceback" not in errors
     ablation = read_ablation(tmp_path / "runs/ablation.yaml")
     assert [state(ablation, cell) for cell in ablation.all_cells(tmp_path / "runs")] == ["interrupted"]
     assert not (tmp_path / "runs/ensemble/seed0/failed.txt").exists()
@@ -362,6 +373,50 @@ def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path, cap
     assert f"{cell.folder} was trained with another configuration" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("Epoch 1\ncrosscoop: error: got\n  nine\nAll options: crosscoop fit --help\n", "got nine"),
+        ("Traceback:\n  File x\nRuntimeError: no\n", "RuntimeError: no"),
+        ("", "no word of it"),
+    ],
+)
+def test_reason_of_a_failure(log, reason):
+    assert last_error(log) == reason
+
+
+def test_cell_on_two_devices_ends_at_its_limit_of_time(grid, tmp_path):
+    trainer = {"trainer.devices": 2, "trainer.max_time": "00:00:00:01", "trainer.max_epochs": 4000}
+    path = grid(seeds=[0], grid={}, cells={"Ensemble": trainer}, tests=None)
+    crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", path)
+    folder = tmp_path / "runs/ensemble/seed0"
+    assert "MEMBER: 2/2" in (folder / "log.txt").read_text() and (folder / "test/metrics.json").is_file()
+    assert 1 < json.loads((folder / "cost.json").read_text())["seconds"] < 60
+
+
+class Peeking(Fusion):
+    """Looks at a value, which a map without memory has not."""
+
+    def forward(self, own, received):
+        return own if own.mean().item() > 1e9 else own + received
+
+
+def test_operator_that_looks_at_values_is_counted(grid, tmp_path):
+    options = {"network.fusion": "test_ablation.Peeking"}
+    peeking, add = read_ablation(grid(cells={"a": options, "Ensemble": {}}, grid={})).all_cells(tmp_path)[:2]
+    assert measure(peeking) == measure(add)
+
+
+def test_dry_run_without_the_data_counts_the_networks(grid, tmp_path, capsys):
+    nowhere = {"data.dataset": {"class_path": "CamVid", "init_args": {"root": str(tmp_path / "nowhere")}}}
+    path = grid(cells={"CamVid": nowhere, "Broken": {"network.strategy": "nine"}}, grid={}, baseline=None)
+    with pytest.raises(SystemExit):
+        crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", path, "--dry-run")
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.out.splitlines() if "camvid/seed0" in line]
+    assert " M " in line and " G " in line and "Row 'Broken' cannot run" in printed.err
+
+
 def test_dry_run_lists_and_writes_nothing(grid, tmp_path, capsys):
     crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", grid(), "--dry-run")
     printed = capsys.readouterr().out
@@ -378,7 +433,17 @@ def test_sweep_hands_out_the_cells(grid, tmp_path):
     assert (tmp_path / "runs/ablation.yaml").is_file()
 
 
-@pytest.mark.parametrize("options", ["--cell nowhere/seed0", "--cell 99", "--workers 0", "--grid nowhere.yaml", ""])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--cell nowhere/seed0",
+        "--cell 99",
+        "--workers 0",
+        "--grid nowhere.yaml",
+        "",
+        "--runs /dev/null/runs --workers 1",
+    ],
+)
 def test_wrong_option_ends_with_a_message(grid, tmp_path, options, capsys):
     given = [] if "--grid" in options or not options else ["--grid", grid()]
     with pytest.raises(SystemExit) as caught:
@@ -388,7 +453,7 @@ def test_wrong_option_ends_with_a_message(grid, tmp_path, options, capsys):
 
 def test_workers_share_cores_and_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert environment(1, 2)["OMP_NUM_THREADS"] == "4" and "OMP_NUM_THREADS" not in environment(0, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["5", "7", "5"]
@@ -453,11 +518,13 @@ def test_damaged_records_are_named(name, content, tmp_path):
 
 def test_markdown_and_latex(tmp_path):
     files = write_tables(summarise(*finished(tmp_path)), tmp_path)
-    kinds = ["md", "csv", "tex", "png"]
+    kinds = ["md", "tex", "csv", "png"]
     assert [file.name for file in files] == [
         f"{stem}.{kind}" for stem in ("table", "classes", "branches") for kind in kinds
     ]
-    markdown, latex = files[0].read_text(), files[2].read_text()
+    further = write_tables(summarise(*finished(tmp_path / "again"), "half size"), tmp_path)
+    assert further[0].name == "table_half_size.md" and "no run has been tested yet" in further[0].read_text()
+    markdown, latex = files[0].read_text(), files[1].read_text()
     assert "| B & co | 54.00 ± 1.00 | 53.00 ± 1.00 | 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 |" in markdown
     assert "1.50 M | 2.00 G | 1.5 min |" in markdown
     assert r"B \& co & 54.00 $\pm$ 1.00" in latex and r"\toprule" in latex and r"\caption{Tiny." in latex
@@ -475,13 +542,13 @@ def test_every_baseline_has_its_columns(tmp_path):
     ablation, runs = finished(tmp_path, baseline=["A", "C"])
     heading, _, a, b, c = write_tables(summarise(ablation, runs), runs)[0].read_text().splitlines()[2:7]
     assert "| difference to A | p | difference to C | p |" in heading
-    assert "| 51.00 ± 1.00 | - | - | +10.00 | - |" in a  # one seed in common with C
-    assert "| 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 | +13.00 | - |" in b
-    assert "| 40.00 | -10.00 | - | - | - |" in c
+    assert "| 51.00 ± 1.00 | - | - | +10.00 (1 of 3) | - |" in a  # one seed in common with C
+    assert "| 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 | +13.00 (1 of 3) | - |" in b
+    assert "| 40.00 (1 of 3) | -10.00 (1 of 3) | - | - | - |" in c
 
 
 def test_classes_of_every_row(tmp_path):
-    markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[4:8]
+    markdown, _, values, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[4:8]
     assert "| A | 61.00 ± 1.00 |" in markdown.read_text() and "Sky" not in markdown.read_text()
     rows = list(csv.DictReader(values.open()))
     assert [row["iou"] for row in rows if row["row"] == "B & co"] == ["0.63", "0.65", "0.64"]
@@ -489,8 +556,9 @@ def test_classes_of_every_row(tmp_path):
 
 
 def test_branches_of_every_pair(tmp_path):
-    markdown, values, _, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[8:]
-    assert "| A | 3.00 | 4.00 | 20.00 | 5.00 | 2.00 | 10.00 |" in markdown.read_text()
+    markdown, _, values, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[8:]
+    shares = ("3.00", "4.00", "20.00", "5.00", "2.00", "10.00")
+    assert f"| A | {' | '.join(f'{share} (1 of 3)' for share in shares)} |" in markdown.read_text()
     assert "\n\nper cent of the labelled pixels (saves: the ensemble" in markdown.read_text()
     assert "| B & co" not in markdown.read_text()  # nobody has written how its branches differ
     assert values.read_text().splitlines()[1] == "A,0,0.03,0.04,0.2,0.05,0.02,0.1"
@@ -509,15 +577,35 @@ def test_baseline_is_a_name_or_several(grid, tmp_path, given, kept):
 
 def test_layouts_of_the_paper(tmp_path):
     ablation, runs = finished(tmp_path, layout="outputs")
-    text = write_tables(summarise(ablation, runs), runs)[0].read_text()
+    files = write_tables(summarise(ablation, runs), runs)
+    assert [file.name for file in files[:4]] == ["paper.md", "paper.tex", "table.md", "table.tex"]
+    text = files[0].read_text()
     assert "| A | top | 49.00 ± 1.00 |" in text and "|  | ensemble | 51.00 ± 1.00 |" in text
     ablation, runs = finished(tmp_path / "again", layout="connections")
     text = write_tables(summarise(ablation, runs), runs)[0].read_text()
     assert "| B & co | x |  | 54.00 ± 1.00 | +3.00 ± 1.00 |" in text  # cross_c1
-    assert "| C | x | x | 40.00 |" in text  # cross_c1_c2, the default
+    assert "| C | x | x | 40.00 (1 of 3) |" in text  # cross_c1_c2, the default
 
 
 def test_tables_of_nothing_say_so(tmp_path):
     ablation = Ablation(**{**GRID, "base": BASE, "seeds": [0], "baseline": ["Ensemble"]})
     text = write_tables(summarise(ablation, tmp_path), tmp_path)[0].read_text()
     assert "no run has been tested yet" in text and "1 of 'ResNet'" in text
+
+
+def test_the_camvid_study_says_what_its_runs_say(tmp_path, capsys):
+    docs = Path(__file__).parents[1] / "docs"
+    study, page = docs / "camvid-study", (docs / "camvid-study.md").read_text()
+    ablation = read_ablation(study / "ablation.yaml")
+    for test in ablation.tests:
+        for file in write_tables(summarise(ablation, study, test), tmp_path):
+            if file.suffix != ".png":
+                assert file.read_text() == (study / file.name).read_text(), f"{file.name} is not that of the runs"
+    tables = [
+        tmp_path / name for name in ("table.md", "table_seen_at_the_training_size.md", "classes.md", "branches.md")
+    ]
+    runpy.run_path(str(study / "findings.py"), run_name="__main__")
+    findings = re.split(r"\*\*.+\*\*\n", capsys.readouterr().out)[1:]
+    assert len(findings) == 4
+    for text in [*(table.read_text().split("\n", 1)[1] for table in tables), *findings]:
+        assert text.strip() in page

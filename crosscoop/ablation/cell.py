@@ -1,9 +1,12 @@
 """One cell: train it, test it, and leave its records in its folder. `python -m crosscoop.ablation.cell RUNS CELL`."""
 
 import json
+import signal
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -17,6 +20,8 @@ TAKEN = 75
 
 TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "epoch"}}
 """Lightning's clock, which goes on where a resumed training stopped; its default for `interval` has no YAML form."""
+
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
 
 def state(ablation: Ablation, cell: Cell) -> str:
@@ -49,21 +54,20 @@ def run(ablation: Ablation, cell: Cell) -> None:
 
     Raises:
         Timeout: Another worker holds it, here or on another machine.
+        SystemExit: The training or a test failed, or was stopped.
     """
     from crosscoop.ablation.cost import measure
-    from crosscoop.cli import main
 
     cell.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(cell.folder / ".lock", timeout=1):  # longer than another worker's look at it, `_is_held`, takes
         given = cell.folder / "given.yaml"
         write_yaml(given, cell.config)
         cost = cell.folder / "cost.json"
-        quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
         if not cost.is_file():
-            timer = [f"--trainer.callbacks+={json.dumps(TIMER)}"]
-            main(["fit", "--config", str(given), "--run", str(cell.folder), "--resume", *quiet, *timer])
+            timed = "max_time" in (cell.config.get("trainer") or {})  # Lightning then brings its clock itself
+            timer = [] if timed else [f"--trainer.callbacks+={json.dumps(TIMER)}"]
+            _crosscoop("fit", "--config", given, "--run", cell.folder, "--resume", *timer)
             write_json(cost, {**asdict(measure(cell)), "seconds": _seconds(cell.folder / "last.ckpt")})
-        checkpoint = ["--ckpt_path", str(cell.folder / ablation.checkpoint)]
         for name, folder in tests(ablation, cell).items():
             if not (folder / "metrics.json").is_file():
                 options = [
@@ -72,7 +76,25 @@ def run(ablation: Ablation, cell: Cell) -> None:
                 ]
                 folder.mkdir(exist_ok=True)
                 write_yaml(folder / "given.yaml", given_test(ablation, name))
-                main(["test", *checkpoint, "--run", str(folder), *quiet, *options])
+                _crosscoop("test", "--ckpt_path", cell.folder / ablation.checkpoint, "--run", folder, *options)
+
+
+def _crosscoop(command: str, *options: object) -> None:
+    """A command in a process of its own, since Lightning starts the ranks of further GPUs by this process's words.
+
+    Signals that ask us to stop are passed on.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "crosscoop", command, *map(str, options), *QUIET])
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if process.poll() is not None:  # between two commands
+            raise SystemExit(128 + number)
+        process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, pass_on)
+    if code := process.wait():
+        raise SystemExit(code if code > 0 else 128 - code)
 
 
 def _is_held(path: Path) -> bool:
@@ -94,8 +116,7 @@ def _seconds(checkpoint: Path) -> float:
 if __name__ == "__main__":
     runs = Path(sys.argv[1])
     ablation = read_ablation(runs / "ablation.yaml")
-    (cell,) = [each for each in ablation.all_cells(runs) if each.label == sys.argv[2]]
     try:
-        run(ablation, cell)
+        run(ablation, ablation.cell(runs, sys.argv[2]))
     except Timeout:
         sys.exit(TAKEN)

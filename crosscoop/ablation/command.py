@@ -30,7 +30,8 @@ def ablate(
     Stopped at any moment and started again, it goes on: finished cells stay, interrupted ones resume from their last
     checkpoint. Start it on several machines with one shared folder, and each takes the cells that nobody has; no two
     ever run the same one (the folder's file system must know file locks). As a SLURM array:
-    `sbatch --array=0-41 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'`.
+    `sbatch --array=0-41 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'` (the numbers are
+    those of GRID as it is when a task starts: leave it as it is until all have).
 
     Args:
         runs: Folder of the runs: a folder per row, in it one per seed, and the tables.
@@ -58,7 +59,7 @@ def ablate(
         return _list(ablation, cells, workers)
     if sweep:
         return _write_sweep(Path(sweep), folder, ablation, cells)
-    chosen = cells if cell is None else [_find(cells, cell)]
+    chosen = cells if cell is None else [ablation.cell(folder, cell)]
     stopped: list[str] = []
     if not tables:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,17 +110,6 @@ def _check_given(ablation: Ablation, cells: list[Cell]) -> None:
                 )
 
 
-def _find(cells: list[Cell], name: str) -> Cell:
-    if name.isdecimal() and int(name) < len(cells):
-        return cells[int(name)]
-    for cell in cells:
-        if cell.label == name:
-            return cell
-    raise CrosscoopError(
-        f"--cell: got {name!r}, expected 0 to {len(cells) - 1}, or one of {', '.join(cell.label for cell in cells)}."
-    )
-
-
 def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, retry: bool) -> list[str]:
     """Run the cells; those that something outside of us stopped."""
     if retry:
@@ -127,9 +117,9 @@ def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, ret
             (cell.folder / "failed.txt").unlink(missing_ok=True)
     try:
         states = Workers(ablation, cells, folder, workers).run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         print(f"\nTo go on: crosscoop ablate --runs {folder}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     print()
     if elsewhere := [label for label, word in states.items() if word == ELSEWHERE]:
         print(f"Still running elsewhere: {', '.join(elsewhere)}.")
@@ -145,25 +135,27 @@ def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:
     for heading in ("parameters", "MACs", "estimated training"):
         table.add_column(heading, justify="right")
     first = {cell.name: cell for cell in reversed(cells)}
-    costs = {}
+    costs, seconds, wrong = {}, {}, {}
     for name, each in track(first.items(), "Measuring", transient=True):
         try:
-            costs[name] = measure(each), estimate_seconds(each)
+            costs[name], seconds[name] = measure(each), estimate_seconds(each)
         except CrosscoopError as error:
-            raise CrosscoopError(f"Row {name!r} cannot run: {error}") from error
-    total = 0.0
+            wrong[name] = str(error)
+    left = 0.0
     for i, cell in enumerate(cells):
-        (cost, seconds), word = costs[cell.name], state(ablation, cell)
-        total += 0 if word == "done" else seconds or 0
-        time = "-" if seconds is None else duration(seconds)
-        row = f"{cost.parameters / 1e6:.2f} M", f"{cost.macs / 1e9:.2f} G", time
-        table.add_row(str(i), cell.label, f"[{STYLES[word]}]{word}", *row)
-    crop = next(iter(costs.values()))[0].crop_size
+        word, cost, time = state(ablation, cell), costs.get(cell.name), seconds.get(cell.name)
+        left += 0 if word == "done" else time or 0
+        counts = ("-", "-") if cost is None else (f"{cost.parameters / 1e6:.2f} M", f"{cost.macs / 1e9:.2f} G")
+        table.add_row(str(i), cell.label, f"[{STYLES[word]}]{word}", *counts, "-" if time is None else duration(time))
+    crops = " or ".join(sorted({f"{cost.crop_size} x {cost.crop_size}" for cost in costs.values()}))
     table.caption = (
-        f"MACs of one {crop} x {crop} crop. Time: one crop's pass, measured here, times crops; without evaluation and "
-        f"data. All that is not done: {duration(total / workers)} with {workers} worker{'s' * (workers > 1)}."
+        f"MACs of one {crops} crop. Time: one crop's pass, measured here, times crops; without evaluation and data, "
+        f"unknown where the data is not here. All that is not done: {duration(left / workers)} with {workers} "
+        f"worker{'s' * (workers > 1)}."
     )
     Console().print(table)
+    if wrong:
+        raise CrosscoopError("\n".join(f"Row {name!r} cannot run: {error}" for name, error in wrong.items()))
 
 
 def _write_sweep(path: Path, folder: Path, ablation: Ablation, cells: list[Cell]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crosscoop.ablation.grid import Cell
+from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.loss import CrossEntropy
 from crosscoop.network import create_network
@@ -31,33 +32,53 @@ class Cost:
 
 
 def measure(cell: Cell) -> Cost:
-    """Count a network's parameters and multiply-adds, without memory for either.
+    """Count a network's parameters and multiply-adds, without memory for either if its operators allow.
 
     Args:
         cell: The cell.
+
+    Raises:
+        CrosscoopError: The network cannot be made, or does not run.
     """
     data = open_data(cell.config)
-    with torch.device("meta"):
-        network = _network(cell, data.dataset.num_classes).eval()
-        image = torch.zeros(1, 3, data.crop_size, data.crop_size)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(image)
+    try:
+        network, counter = _count(cell, data, "meta")
+    except CrosscoopError:
+        raise
+    except Exception:  # an operator of the user's may look at the values of a map
+        try:
+            network, counter = _count(cell, data, "cpu")
+        except Exception as error:
+            raise CrosscoopError(
+                f"network: got {type(error).__name__} ({error}) from a forward pass, expected one that works on a "
+                f"(1, 3, {data.crop_size}, {data.crop_size}) image. Mend the operator."
+            ) from error
     return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2, data.crop_size)
+
+
+def _count(cell: Cell, data: SegmentationData, device: str) -> tuple[nn.Module, FlopCounterMode]:
+    with torch.device(device), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network = _network(cell, data.dataset.num_classes).eval()
+        network(torch.zeros(1, 3, data.crop_size, data.crop_size))
+    return network, counter
 
 
 def estimate_seconds(cell: Cell) -> float | None:
     """Time one crop's forward and backward pass here, and multiply by what the training asks for.
 
-    Evaluation and data loading are not counted. None where trainer says neither max_steps nor max_epochs.
+    Evaluation and data loading are not counted. None where trainer says neither max_steps nor max_epochs, and where the
+    data is not here.
 
     Args:
         cell: The cell.
     """
     data = open_data(cell.config)
     trainer: dict[str, Any] = cell.config.get("trainer") or {}
-    steps_per_epoch = max(len(data.dataset.samples(data.dataset.train_split)) // data.batch_size, 1)
-    steps = planned_steps(trainer, steps_per_epoch)
+    try:
+        count = len(data.dataset.samples(data.dataset.train_split))
+    except CrosscoopError:
+        return None
+    steps = planned_steps(trainer, max(count // data.batch_size, 1))
     if steps is None:
         return None
     device = "cuda" if torch.cuda.is_available() and trainer.get("accelerator") != "cpu" else "cpu"

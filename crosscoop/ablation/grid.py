@@ -103,6 +103,23 @@ class Ablation:
             for name in self.rows
         ]
 
+    def cell(self, runs: Path, name: str) -> Cell:
+        """A cell by its label, or by its number.
+
+        Args:
+            runs: The folder of all runs.
+            name: cross_c1_c2/seed0, or 3.
+
+        Raises:
+            CrosscoopError: There is no such cell.
+        """
+        cells = self.all_cells(runs)
+        for i, cell in enumerate(cells):
+            if name in (cell.label, str(i)):
+                return cell
+        labels = ", ".join(cell.label for cell in cells)
+        raise CrosscoopError(f"--cell: got {name!r}, expected 0 to {len(cells) - 1}, or one of {labels}.")
+
     def config(self, name: str, seed: int) -> Config:
         """The configuration of a cell: the base with the row's options.
 
@@ -178,7 +195,9 @@ def _check(ablation: Ablation, path: Path) -> None:
     for i, name in enumerate(ablation.baseline):
         if name not in rows or name in ablation.baseline[:i]:
             raise CrosscoopError(f"{path}: got baseline {name!r}, expected one of {', '.join(rows)}, each once.")
-    for name in rows:
+    for name, options in ablation.rows.items():
+        if "seed_everything" in options:
+            raise CrosscoopError(f"{path}: got seed_everything in row {name!r}, expected the seeds in seeds.")
         ablation.config(name, ablation.seeds[0])
 
 

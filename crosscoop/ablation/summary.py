@@ -155,7 +155,8 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
                 record = json.loads(path.read_text("utf-8"))
                 take(record, rows[cell.name], cell.seed)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                remedy = f"{tested}: `crosscoop ablate` tests it anew." if path.parent == tested else "that file."
+                costs = "that file: the row's costs are then those of its other seeds."
+                remedy = f"{tested}: `crosscoop ablate` tests it anew." if path.parent == tested else costs
                 raise CrosscoopError(
                     f"{path}: cannot be read ({type(error).__name__}: {error}), expected what crosscoop wrote. "
                     f"Remove {remedy}"

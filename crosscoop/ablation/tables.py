@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from crosscoop.ablation.grid import slug
@@ -29,10 +29,15 @@ TEX = {
 """What stands for a letter in LaTeX."""
 Lines = Iterable[Iterable[object]]
 """Lines of a CSV."""
+Layout = Callable[[Summary], Table]
+Values = Callable[[Summary], Lines]
+Plot = Callable[[Summary, str, Path], None]
 
 
 def write_tables(summary: Summary, folder: Path) -> list[Path]:
     """Write `table`, `classes` and `branches` as .md, .csv, .tex and .png; for further tests with the test's name.
+
+    One of the paper's layouts is written as `paper`, the first file, beside them.
 
     Args:
         summary: The summary.
@@ -43,8 +48,11 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
     """
     first = summary.test == next(iter(summary.ablation.tests))
     suffix = "" if first else f"_{slug(summary.test)}"
-    layout = LAYOUTS[summary.ablation.layout]
-    kinds = [("table", layout, values, plot_outputs, MIOU + NOTES if layout is by_row else MIOU)]
+    paper = LAYOUTS[summary.ablation.layout]
+    kinds: list[tuple[str, Layout, Values | None, Plot | None, str]] = []
+    if paper is not by_row:
+        kinds.append(("paper", paper, None, None, MIOU))
+    kinds.append(("table", by_row, values, plot_outputs, MIOU + NOTES))
     if summary.classes:
         kinds.append(("classes", by_class, class_values, plot_classes, "IoU in per cent"))
     if any(row.branches for row in summary.rows):
@@ -52,18 +60,16 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
     files: list[Path] = []
     for stem, layout, lines, plot, what in kinds:
         table, title, caption = layout(summary), summary.ablation.title, summary.caption(what)
-        texts = {
-            ".md": markdown(table, title, caption),
-            ".csv": comma_separated(lines(summary)),
-            ".tex": latex(table, title, caption),
-        }
-        paths = {kind: folder / f"{stem}{suffix}{kind}" for kind in (*texts, ".png")}
+        texts = {".md": markdown(table, title, caption), ".tex": latex(table, title, caption)}
+        texts |= {".csv": comma_separated(lines(summary))} if lines else {}
         for kind, text in texts.items():
-            with replacing(paths[kind]) as temporary:
+            files.append(folder / f"{stem}{suffix}{kind}")
+            with replacing(files[-1]) as temporary:
                 temporary.write_text(text, "utf-8")
-        with replacing(paths[".png"]) as temporary:
-            plot(summary, caption, temporary)
-        files += paths.values()
+        if plot:
+            files.append(folder / f"{stem}{suffix}.png")
+            with replacing(files[-1]) as temporary:
+                plot(summary, caption, temporary)
     return files
 
 
@@ -75,11 +81,11 @@ def by_row(summary: Summary) -> Table:
         heading += [f"difference to {baseline.name}", "p"]
     table = [[*heading, "gain of the ensemble", "branches disagree", "parameters", "MACs", "training"]]
     for row in summary.rows:
-        cells = [row.name, *(percent(row.outputs.get(name)) for name in branches), percent(row.own)]
+        cells = [row.name, *(shown(summary, row.outputs.get(name)) for name in branches), shown(summary, row.own)]
         for baseline in summary.baselines:
             difference = row.own.minus(baseline.own) if row is not baseline else Figures()
-            cells += [percent(difference, signed=True), p_value(difference)]
-        cells += [percent(row.gain, signed=True), percent(row.branches.get("disagree")), *_costs(row)]
+            cells += [shown(summary, difference, signed=True), p_value(difference)]
+        cells += [shown(summary, row.gain, signed=True), shown(summary, row.branches.get("disagree")), *_costs(row)]
         table.append(cells)
     return table
 
@@ -90,7 +96,7 @@ def by_output(summary: Summary) -> Table:
     for row in summary.rows:
         for i, name in enumerate(row.outputs or ["-"]):
             costs = _costs(row)[:2] if i == 0 else ["", ""]
-            table.append([row.name if i == 0 else "", name, percent(row.outputs.get(name)), *costs])
+            table.append([row.name if i == 0 else "", name, shown(summary, row.outputs.get(name)), *costs])
     return table
 
 
@@ -108,24 +114,21 @@ def by_connection(summary: Summary) -> Table:
             ticks = ["x" if point in points else "" for point in ("connection1", "connection2")]
         except CrosscoopError:  # a row that failed for it says so in the log
             ticks = ["?", "?"]
-        line = [row.name, *ticks]
-        line.append(percent(row.own))
-        if summary.baselines:
-            line.append(percent(row.own.minus(summary.baselines[0].own), signed=True))
-        table.append(line)
+        differences = [shown(summary, row.own.minus(each.own), signed=True) for each in summary.baselines[:1]]
+        table.append([row.name, *ticks, shown(summary, row.own), *differences])
     return table
 
 
 def by_class(summary: Summary) -> Table:
     """A line per row: the IoU of each class, of the ensemble or the single network."""
-    lines = [[row.name, *(percent(row.classes.get(name)) for name in summary.classes)] for row in summary.rows]
+    lines = [[row.name, *(shown(summary, row.classes.get(name)) for name in summary.classes)] for row in summary.rows]
     return [["", *summary.classes], *lines]
 
 
 def by_branch(summary: Summary) -> Table:
     """A line per pair: where the branches differ, and what the ensemble makes of it, in per cent of the pixels."""
     rows = [row for row in summary.rows if row.branches]
-    lines = [[row.name, *(percent(row.branches.get(key)) for key in BRANCH_SHARES)] for row in rows]
+    lines = [[row.name, *(shown(summary, row.branches.get(key)) for key in BRANCH_SHARES)] for row in rows]
     return [["", *BRANCH_SHARES.values()], *lines]
 
 
@@ -162,9 +165,12 @@ def latex(table: Table, title: str, caption: str) -> str:
 
 
 def values(summary: Summary) -> Lines:
-    """Every measured value, a line per row, seed and output: the table for other programs."""
+    """Every value, a line per row, seed and output, with nothing in it where it is missing: for other programs."""
     yield "row", "seed", "output", "miou", "gain", "disagreement", "parameters", "macs", "seconds"
     for row in summary.rows:
+        for seed in summary.ablation.seeds:
+            if seed not in row.own.values:
+                yield row.name, seed, *[""] * 7
         for name, figures in row.outputs.items():
             for seed, value in figures.values.items():
                 others = [each.values.get(seed, "") for each in (row.gain, row.branches.get("disagree", Figures()))]
@@ -194,6 +200,12 @@ def comma_separated(lines: Lines) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
+
+
+def shown(summary: Summary, figures: Figures | None, signed: bool = False) -> str:
+    """A figure as the tables show it; where seeds are missing with how many there are."""
+    count, seeds = len(figures.values) if figures else 0, len(summary.ablation.seeds)
+    return percent(figures, signed) + f" ({count} of {seeds})" * (0 < count < seeds)
 
 
 def percent(figures: Figures | None, signed: bool = False) -> str:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 
 from rich.console import Console, Group
@@ -47,8 +48,8 @@ class Workers:
         self.ablation, self.cells, self.runs, self.count = ablation, cells, runs, count
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.slots: dict[str, int] = {}
-        self.seconds: list[float] = []
-        self.started: dict[str, float] = {}
+        self.before: dict[str, int] = {}  # bytes of the log that earlier tries wrote
+        self.seconds: dict[str, dict[int, float]] = {}  # of trainings that are done, by row and seed
         self.states = {cell.label: _state(ablation, cell) for cell in cells}
         self.looked = time.monotonic()
         self.console = Console()
@@ -60,9 +61,11 @@ class Workers:
             The state of each cell.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM; the running trainings have saved their state.
+            KeyboardInterrupt: Ctrl-C; the running trainings have saved their state.
+            SystemExit: So after SIGTERM, SIGHUP or SIGUSR1.
         """
-        asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+        stops = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        asked = [number for number in stops if signal.getsignal(number) == signal.SIG_DFL]
         for number in asked:
             signal.signal(number, _interrupt)
         try:
@@ -90,12 +93,20 @@ class Workers:
             if len(self.running) >= self.count:
                 break
             if self.states[cell.label] in ("waiting", "interrupted") and cell.label not in self.running:
-                self._start(cell)
+                now = _state(self.ablation, cell)  # others may have been here since the last look
+                if now in ("waiting", "interrupted"):
+                    self._start(cell)
+                else:
+                    self._tell(cell, now)
         return bool(self.running)
 
     def _look(self) -> None:
-        """See what other workers have taken, finished, or left behind when they died."""
+        """See what other workers have taken, finished, or left behind when they died, and what trainings took."""
         self.looked = time.monotonic()
+        for cell in self.ablation.all_cells(self.runs):
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                seconds = json.loads((cell.folder / "cost.json").read_text())["seconds"]
+                self.seconds.setdefault(cell.name, {})[cell.seed] = float(seconds)
         for cell in self.cells:
             known = self.states[cell.label]
             if cell.label not in self.running and known in ("waiting", "interrupted", ELSEWHERE):
@@ -109,6 +120,7 @@ class Workers:
         self.slots[cell.label] = min(set(range(self.count)) - {self.slots[label] for label in self.running})
         command = [sys.executable, "-m", "crosscoop.ablation.cell", str(self.runs), cell.label]
         with (cell.folder / "log.txt").open("ab") as log:
+            self.before[cell.label] = log.tell()
             self.running[cell.label] = subprocess.Popen(
                 command,
                 stdout=log,
@@ -117,21 +129,20 @@ class Workers:
                 env=environment(self.slots[cell.label], self.count),
                 start_new_session=True,  # the terminal's Ctrl-C reaches it once, through us
             )
-        self.started[cell.label] = time.monotonic()
         self._tell(cell, "running")
 
     def _ended(self, cell: Cell, code: int) -> None:
         del self.running[cell.label]
         if code == 0:
-            self.seconds.append(time.monotonic() - self.started[cell.label])
             self._tell(cell, "done")
         elif code == TAKEN:
             self._tell(cell, ELSEWHERE)
         elif code in SIGNALLED:
             self._tell(cell, STOPPED)
         else:
-            lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no word of it"]
-            reason = lines[-1] if code > 0 else f"killed by signal {-code} (out of memory?)"
+            number = -code if code < 0 else code - 128
+            words = (cell.folder / "log.txt").read_bytes()[self.before[cell.label] :].decode(errors="replace")
+            reason = f"killed by signal {number} (out of memory?)" if number > 0 else last_error(words)
             (cell.folder / "failed.txt").write_text(f"exit code {code}: {reason}\n")
             self._tell(cell, "failed")
 
@@ -139,7 +150,7 @@ class Workers:
         self.states[cell.label] = news
         if not self.console.is_terminal:
             counts = Counter(self.states.values())
-            print(f"{cell.label}: {news} ({counts['done']} of {len(self.cells)} done)", flush=True)
+            print(f"{cell.label}: {news} ({counts['done']} of {len(self.cells)} done{self._left()})", flush=True)
 
     def _stop(self) -> None:
         for process in self.running.values():
@@ -158,12 +169,18 @@ class Workers:
             if shown:
                 table.add_row(name, *(shown.get(seed, Text("")) for seed in self.ablation.seeds))
         counts = Counter(self.states.values())
-        left = counts["running"] / 2 + counts["waiting"] + counts["interrupted"]
-        words = [f"{count} {word}" for word, count in counts.items()]
-        if self.seconds and left:
-            mean = sum(self.seconds) / len(self.seconds)
-            words.append(f"about {duration(mean * left / self.count)} left")
-        return Group(table, Text(", ".join(words)))
+        return Group(table, Text(", ".join(f"{count} {word}" for word, count in counts.items()) + self._left()))
+
+    def _left(self) -> str:
+        """The time that the rest will take, from the trainings that are done: of the same row, if there is one."""
+        if not self.seconds:
+            return ""
+        rows = {name: fmean(seeds.values()) for name, seeds in self.seconds.items()}
+        shares = {"running": 0.5, "waiting": 1.0, "interrupted": 1.0}
+        left = sum(
+            shares.get(self.states[cell.label], 0) * rows.get(cell.name, fmean(rows.values())) for cell in self.cells
+        )
+        return f", about {duration(left / self.count)} left" if left else ""
 
     def _word(self, cell: Cell) -> Text:
         word = self.states[cell.label]
@@ -184,9 +201,9 @@ def environment(slot: int, count: int) -> dict[str, str]:
     """
     if count == 1:
         return dict(os.environ)
-    variables = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)), **os.environ}
     import torch
 
+    variables = {"OMP_NUM_THREADS": str(max(torch.get_num_threads() // count, 1)), **os.environ}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus if gpus != [""] else [str(i) for i in range(torch.cuda.device_count())]
     return {**variables, "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else variables
@@ -198,6 +215,18 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def last_error(log: str) -> str:
+    """What went wrong, out of a cell's log: our own message, else the last line of it.
+
+    Args:
+        log: What the cell wrote in this try.
+    """
+    _, ours, message = log.rpartition("crosscoop: error: ")
+    message = message if ours else log.rstrip().rpartition("\n")[2]
+    lines = [line.strip() for line in message.splitlines() if not line.startswith("All options: ")]
+    return " ".join(filter(None, lines)) or "no word of it"
 
 
 def _state(ablation: Ablation, cell: Cell) -> str:
@@ -222,4 +251,4 @@ def _miou(path: Path) -> float | None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise SystemExit(128 + number)

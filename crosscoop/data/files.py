@@ -1,11 +1,11 @@
 """Samples that lie on disk: image files, mask files and the lists that name them."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path: The file that appears whole or not at all; its folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")  # machines that share a folder share pids
     try:
         yield temporary
         temporary.replace(path)
