@@ -342,6 +342,7 @@ PAIR = ["xception65.tf_in1k", "resnet101.tv_in1k"]
         (PAIR[:1], True, 41.1, 53.9),
         (PAIR, False, 114.0, 179.4),
         (PAIR, True, 86.7, 114.1),
+        ([{"backbone": PAIR}], False, 97.2, 141.4),
     ],
 )
 def test_parameters_and_multiply_adds(branches, separable, parameters, macs):

@@ -58,8 +58,8 @@ class Ablation:
         baseline: The rows that all others are compared with: one name or a list, of which plots show the first.
         tests: Options of `crosscoop test` by the name of a test; the tables show the first.
         checkpoint: Which checkpoint is tested: best.ckpt, or last.ckpt for a fixed number of steps.
-        layout: summary (a line per row, all outputs), outputs (a line per output: the paper's tables 1 and 3) or
-            connections (C1 and C2 ticked: the paper's table 5).
+        layout: summary (a line per row, with all there is); outputs (a line per output: the paper's tables 1 and 3) and
+            connections (C1 and C2 ticked: the paper's table 5) are written beside it.
     """
 
     base: Config
