@@ -20,6 +20,7 @@ from torch.nn.functional import dropout
 
 import crosscoop as package
 from crosscoop import Fusion
+from crosscoop.callbacks.last import StopSignals
 from crosscoop.task import CooperativeSegmentation
 
 EMA = "--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 0.5"
@@ -363,3 +364,16 @@ def test_checkpoint_before_a_runs_configuration_counts(tmp_path):
     crosscoop("fit", options, "--run", tmp_path / "second")
     assert read_history(tmp_path / "second")[:1] == read_history(tmp_path / "first")
     assert load(tmp_path / "second" / "last.ckpt")["global_step"] == 4
+
+
+def test_a_signal_told_twice_is_one(monkeypatch):
+    signals, now = StopSignals(), 100.0
+    signals.is_child, signals.launcher = False, None
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    signals._note(signal.SIGTERM, None)
+    now = 100.2
+    signals._note(signal.SIGTERM, None)  # SLURM's, and that of the process that started this one
+    assert signals.received == signal.SIGTERM
+    now = 102.0
+    with pytest.raises(SystemExit):
+        signals._note(signal.SIGTERM, None)

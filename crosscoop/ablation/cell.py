@@ -64,7 +64,7 @@ def run(ablation: Ablation, cell: Cell) -> None:
         write_yaml(given, cell.config)
         cost = cell.folder / "cost.json"
         if not cost.is_file():
-            timed = "max_time" in (cell.config.get("trainer") or {})  # Lightning then brings its clock itself
+            timed = (cell.config.get("trainer") or {}).get("max_time")  # Lightning then brings its clock itself
             timer = [] if timed else [f"--trainer.callbacks+={json.dumps(TIMER)}"]
             _crosscoop("fit", "--config", given, "--run", cell.folder, "--resume", *timer)
             write_json(cost, {**asdict(measure(cell)), "seconds": _seconds(cell.folder / "last.ckpt")})

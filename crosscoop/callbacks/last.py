@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ class LastCheckpoint(Checkpoint):
 
     It is written after the last training batch before each validation, at the end of each epoch, at chosen steps, and
     when SIGTERM, SIGUSR1 or Ctrl-C asks the run to end: then after the current optimiser step, with exit code
-    128 + signal. A second signal ends the run at once. What is random in a step (dropout) follows from seed, rank,
-    epoch and batch, as the augmentation does, so that no generator's state needs to be kept.
+    128 + signal. A second signal, at least a second later, ends the run at once. What is random in a step (dropout)
+    follows from seed, rank, epoch and batch, as the augmentation does, so that no generator's state needs to be kept.
 
     Args:
         every_n_steps: Write it also every so many optimiser steps within an epoch; 0 for the ends of epochs only.
@@ -149,10 +150,15 @@ def _size(trainer: pl.Trainer, module: pl.LightningModule) -> int:
 
 
 class StopSignals:
-    """Takes note of signals that ask a process to end."""
+    """Takes note of signals that ask a process to end.
+
+    What comes within a second of the first signal is that one again: SLURM tells every process of a job, and those that
+    started others pass it on.
+    """
 
     def __init__(self) -> None:
         self.received = 0
+        self.first = 0.0
         self.previous: dict[int, Any] = {}
 
     def listen(self, trainer: pl.Trainer) -> None:
@@ -177,7 +183,9 @@ class StopSignals:
         raise SystemExit(0 if self.is_child else 128 + number)
 
     def _note(self, number: int, frame: Any) -> None:
-        again, self.received = self.received, number
+        if self.received and time.monotonic() - self.first < 1:
+            return
+        again, self.received, self.first = self.received, number, self.first or time.monotonic()
         if self.is_child:
             return
         if self.launcher is not None and hasattr(self.launcher, "kill"):
