@@ -9,8 +9,8 @@ from benchmarks.measure import Row
 SECTIONS = {
     "metric": (
         "Mean IoU from coarse logits",
-        "What `validate` and `test` do by default with the logits of an image: labels by `crosscoop.labels."
-        "upsampled_labels`, counts by `crosscoop.metrics.ConfusionMatrix`.",
+        "What `validate` and `test` do by default with the logits of an image: labels by `crosscoop.evaluation.labels."
+        "upsampled_labels`, counts by `crosscoop.evaluation.metrics.ConfusionMatrix`.",
     ),
     "evaluation": (
         "Whole evaluation",

@@ -14,7 +14,7 @@ from benchmarks.pipelines import MEAN, STD, generated
 from benchmarks.training import PAIRS, smp
 from crosscoop.data import SegmentationData
 from crosscoop.network import create_network
-from crosscoop.task import CooperativeSegmentation
+from crosscoop.training.task import CooperativeSegmentation
 
 CLASSES = 19
 

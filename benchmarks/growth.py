@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Row, Setting, in_turn, now, quartiles, row
 from benchmarks.training import PAIRS, cooperative
-from crosscoop.loss import CrossEntropy
 from crosscoop.network.exchange import Exchange
+from crosscoop.training.loss import CrossEntropy
 
 BASE = {"size": 128, "classes": 21, "batch": 2, "branches": 2}
 

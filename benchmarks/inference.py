@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from benchmarks.measure import Row, Setting, in_turn, row
 from benchmarks.training import CLASSES, PAIRS, smp
-from crosscoop.data.palette import colormap
+from crosscoop.data.datasets.palette import colormap
 from crosscoop.network import CooperativeNetwork, create_network
-from crosscoop.predictor import Predictor
+from crosscoop.prediction.predictor import Predictor
 
 
 def run(setting: Setting) -> list[Row]:

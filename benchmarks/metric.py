@@ -7,8 +7,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.segmentation import MeanIoU
 
 from benchmarks.measure import Row, Setting, compare
-from crosscoop.labels import upsampled_labels
-from crosscoop.metrics import ConfusionMatrix, Scores
+from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
 
 CLASSES = 19
 VOID = 255

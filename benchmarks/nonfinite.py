@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from crosscoop.callbacks import NonFinite
 from crosscoop.network import create_network
+from crosscoop.training.callbacks import NonFinite
 
 CASES: dict[str, tuple[list[str], int, int, int, int]] = {  # branches, channels, crop, batch, steps
     "tests' network": (["test_resnet", "test_byobnet"], 16, 32, 2, 60),

@@ -16,11 +16,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from benchmarks.measure import Row, Setting, compare, quartiles
+from crosscoop.commands.prepare_data import prepare_data
 from crosscoop.data import Cityscapes, Folder, PascalVOC, SegmentationData, SegmentationDataset
 from crosscoop.data.datamodule import collate
-from crosscoop.data.files import FileSample
-from crosscoop.data.folder import Split
-from crosscoop.prepare_data import prepare_data
+from crosscoop.data.datasets.folder import Split
+from crosscoop.data.samples import FileSample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 4

@@ -52,9 +52,9 @@ def work(world_size: int, size: int, branches: list[str], synchronised: bool, po
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import SGD
 
-    from crosscoop.loss import CrossEntropy
     from crosscoop.network import create_network
-    from crosscoop.sync_batchnorm import TimmSyncBatchNorm
+    from crosscoop.training.loss import CrossEntropy
+    from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 
     torch.set_num_threads(1)
     network: Any = create_network(branches, 21).train()

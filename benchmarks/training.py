@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from benchmarks.measure import Row, Setting, compare, peak_memory, row
-from crosscoop.loss import CrossEntropy
 from crosscoop.network import create_network
+from crosscoop.training.loss import CrossEntropy
 
 PAIRS = {
     "Xception-65 + ResNet-101": ["xception65", "resnet101"],

@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from crosscoop.version import __version__
+
 if TYPE_CHECKING:
     from crosscoop.network import (
         CooperativeNetwork,
@@ -13,18 +15,16 @@ if TYPE_CHECKING:
         list_fusions,
         list_strategies,
     )
-    from crosscoop.predictor import Prediction, Predictor, load
+    from crosscoop.prediction.predictor import Prediction, Predictor, load
 else:
 
     def __getattr__(name: str) -> object:
         """What is below, only when asked for: it brings torch along, which `crosscoop --help` does without."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = "predictor" if name in ("Prediction", "Predictor", "load") else "network"
+        module = "prediction.predictor" if name in ("Prediction", "Predictor", "load") else "network"
         return getattr(importlib.import_module(f"crosscoop.{module}"), name)
 
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CooperativeNetwork",
@@ -33,6 +33,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Strategy",
+    "__version__",
     "create_network",
     "list_fusions",
     "list_strategies",

@@ -9,20 +9,23 @@ from collections.abc import Sequence
 from crosscoop.errors import CrosscoopError
 
 COMMANDS = {
-    "fit": ("crosscoop.training:main", "Train a network."),
-    "validate": ("crosscoop.training:main", "Evaluate a checkpoint on the validation split."),
-    "test": ("crosscoop.training:main", "Evaluate a checkpoint on the test split."),
-    "predict": ("crosscoop.predict:main", "Predict any images, a video, or the test split of a run's data."),
-    "export": ("crosscoop.export.command:export", "Export a checkpoint to ONNX, torch.export or safetensors."),
-    "push": ("crosscoop.hub:push", "Put a checkpoint on the Hugging Face Hub."),
-    "score": ("crosscoop.score:score", "Score label PNGs that any tool wrote."),
-    "submit": ("crosscoop.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
-    "check-data": ("crosscoop.check_data:check_data", "Look for faults in a data set: every file of every split."),
-    "report": ("crosscoop.report:main", "Show one run, or compare several, on one HTML page."),
-    "ablate": ("crosscoop.ablation.command:ablate", "Train and test every cell of a grid, and write its table."),
-    "prepare_data": ("crosscoop.prepare_data:prepare_data", "Decode a data set once, for faster training."),
+    "fit": ("crosscoop.commands.training:main", "Train a network."),
+    "validate": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the validation split."),
+    "test": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the test split."),
+    "predict": ("crosscoop.commands.predict:main", "Predict any images, a video, or the test split of a run's data."),
+    "export": ("crosscoop.commands.export:export", "Export a checkpoint to ONNX, torch.export or safetensors."),
+    "push": ("crosscoop.commands.push:push", "Put a checkpoint on the Hugging Face Hub."),
+    "score": ("crosscoop.commands.score:score", "Score label PNGs that any tool wrote."),
+    "submit": ("crosscoop.commands.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
+    "check-data": (
+        "crosscoop.commands.check_data:check_data",
+        "Look for faults in a data set: every file of every split.",
+    ),
+    "report": ("crosscoop.commands.report:main", "Show one run, or compare several, on one HTML page."),
+    "ablate": ("crosscoop.commands.ablate:ablate", "Train and test every cell of a grid, and write its table."),
+    "prepare_data": ("crosscoop.commands.prepare_data:prepare_data", "Decode a data set once, for faster training."),
     "prepare_trainaug": (
-        "crosscoop.data.trainaug:prepare_trainaug",
+        "crosscoop.data.datasets.trainaug:prepare_trainaug",
         "Prepare PASCAL VOC's trainaug split (10,582 images) from SBD.",
     ),
 }
@@ -78,7 +81,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         if name == "main":  # it reads its options itself
             function([command, *options])
         else:
-            from crosscoop.command import run
+            from crosscoop.commands.options import run
 
             run(function, command, options)
     except (KeyboardInterrupt, SystemExit) as end:

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import NETWORK, QUIET, crosscoop
 
 from crosscoop.data import Folder, Streets
-from crosscoop.data.files import FileSample
+from crosscoop.data.samples import FileSample
 
 SIZE = (32, 48)
 CLASSES = ["ground", "tree", "house"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["crosscoop.training", "torchvision"])
+SERVER.set_forkserver_preload(["crosscoop.commands.training", "torchvision"])
 
 
 def in_ranks(folder, world_size, function, *arguments):

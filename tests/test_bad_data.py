@@ -29,7 +29,7 @@ from PIL import Image
 from tiny import crosscoop
 
 from crosscoop.data import Folder, SegmentationData
-from crosscoop.data.folder import Split
+from crosscoop.data.datasets.folder import Split
 from crosscoop.errors import CrosscoopError
 
 BREAKING = "--data.check false --data.dataset.class_path faulty.Breaking"

@@ -11,21 +11,14 @@ import torchvision
 from jsonargparse import auto_cli
 from PIL import Image
 
-from crosscoop.data.camvid import CamVid
-from crosscoop.data.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
 from crosscoop.data.dataset import VOID, Array, SegmentationDataset
-from crosscoop.data.files import (
-    FileSample,
-    lookup_table,
-    read_image,
-    read_list,
-    read_mask,
-    read_pairs,
-    write_mask,
-)
-from crosscoop.data.folder import Folder, Split
-from crosscoop.data.palette import colormap
-from crosscoop.data.voc import PascalVOC, download_to
+from crosscoop.data.datasets.camvid import CamVid
+from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
+from crosscoop.data.datasets.folder import Folder, Split
+from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.datasets.voc import PascalVOC, download_to
+from crosscoop.data.images import lookup_table, read_image, read_mask, write_mask
+from crosscoop.data.samples import FileSample, read_list, read_pairs
 from crosscoop.errors import CrosscoopError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -538,7 +531,7 @@ def test_folder_from_yaml(folder: Path) -> None:
     config = text(
         folder / "config.yaml",
         "dataset:",
-        "  class_path: crosscoop.data.folder.Folder",
+        "  class_path: crosscoop.data.datasets.folder.Folder",
         "  init_args:",
         f"    root: {folder}",
         "    class_names: [ground, thing]",

@@ -16,8 +16,8 @@ from test_interruption import assert_same
 from tiny import fit, load
 
 import crosscoop as package
-from crosscoop.callbacks import ranks as callback
-from crosscoop.task import CooperativeSegmentation
+from crosscoop.training.callbacks import ranks as callback
+from crosscoop.training.task import CooperativeSegmentation
 
 EVENTS = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),

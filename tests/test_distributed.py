@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import crosscoop as package
 from crosscoop.data import SegmentationData, Streets
-from crosscoop.loss import CrossEntropy
 from crosscoop.network import create_network
-from crosscoop.sync_batchnorm import TimmSyncBatchNorm
-from crosscoop.task import CooperativeSegmentation
+from crosscoop.training.loss import CrossEntropy
+from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
+from crosscoop.training.task import CooperativeSegmentation
 
 PACKAGE = Path(package.__file__).parents[1]
 TWO = ranks(2)

@@ -17,15 +17,15 @@ from timm.layers.pool2d_same import MaxPool2dSame
 from tiny import crosscoop
 
 import crosscoop as package
-from crosscoop.about import About
-from crosscoop.checkpoint import read_network
+from crosscoop.checkpoints.about import About
 from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.inference import Inference
 from crosscoop.export import prepare
 from crosscoop.export.formats import FORMATS, write_onnx
 from crosscoop.export.parity import SIZES, parity, random_image
-from crosscoop.inference import Inference
+from crosscoop.export.read import read_network
 from crosscoop.network.outputs import outputs_of
-from crosscoop.predictor import Predictor
+from crosscoop.prediction.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

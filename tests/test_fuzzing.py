@@ -22,15 +22,15 @@ from PIL import Image, ImageOps
 from tiny import DATA, NETWORK, QUIET, STREETS, count
 
 from crosscoop import Predictor, create_network
-from crosscoop.boundary import BoundaryIoU
 from crosscoop.cli import COMMANDS, main
 from crosscoop.data.augment import Augmentation
 from crosscoop.data.dataset import VOID
-from crosscoop.data.files import read_image, read_mask, write_mask
-from crosscoop.data.palette import colormap
+from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.images import read_image, read_mask, write_mask
 from crosscoop.data.pipeline import EvaluationSet, TrainingSet
 from crosscoop.errors import CrosscoopError
-from crosscoop.metrics import Scores, count_pairs
+from crosscoop.evaluation.boundary import BoundaryIoU
+from crosscoop.evaluation.metrics import Scores, count_pairs
 
 CASES = int(os.environ.get("FUZZ", "0"))
 """How many cases of each kind; 0 for a few, the same in every run."""

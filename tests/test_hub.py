@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from tiny import crosscoop
 
 import crosscoop as package
-from crosscoop import hub
+from crosscoop.commands import push
 from crosscoop.errors import CrosscoopError
+from crosscoop.export import hub
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_what_the_hub_refuses(run, monkeypatch, capsys):
 
 
 def test_licences_of_unknown_data(run):
-    about = hub.model_of(run / "best.ckpt").about
+    about = push.model_of(run / "best.ckpt").about
     own = type(about)(**{**vars(about), "dataset": "Folder", "figures": None})
     with pytest.raises(CrosscoopError, match="data_licence: got none for Folder"):
         hub.card_fields(own, "me/x", None)

@@ -6,7 +6,7 @@ from tiny import crosscoop, fit
 from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.inference import Inference
+from crosscoop.evaluation.inference import Inference
 
 
 def pointwise(image):

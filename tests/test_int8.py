@@ -12,10 +12,11 @@ from PIL import Image
 from tiny import crosscoop
 
 import crosscoop as package
+from crosscoop.commands import export as command
+from crosscoop.commands.export import calibration_images
 from crosscoop.errors import CrosscoopError
-from crosscoop.export import command
 from crosscoop.export.formats import FORMATS
-from crosscoop.export.int8 import CALIBRATION_IMAGES, compare, images_of, spread, to_table
+from crosscoop.export.int8 import CALIBRATION_IMAGES, compare, spread, to_table
 
 
 def quick(patch, run):
@@ -72,7 +73,7 @@ def test_it_predicts(run):
 
 
 def test_figures_of_both(run):
-    images = images_of(run / "best.ckpt", None, None)
+    images = calibration_images(run / "best.ckpt", None, None)
     assert len(images.calibration) == 4 and len(images.comparison) == 3
     assert images.protocol == "Streets test, 3 images, whole images at their own size"
     first, second = compare([run / "best.onnx", run / "best.int8.onnx"], images.comparison, tiny.STREETS.class_names)
@@ -90,7 +91,7 @@ def test_figures_of_both(run):
 def test_a_folder_of_images(run, quickly, tmp_path, capsys):
     for i, sample in enumerate(tiny.STREETS.samples("train")):
         Image.fromarray(sample.image()).save(tmp_path / f"{i}.png")
-    images = images_of(run / "best.ckpt", str(tmp_path), [16, 32])
+    images = calibration_images(run / "best.ckpt", str(tmp_path), [16, 32])
     assert [item["image"].shape for item in images.comparison] == [(3, 16, 32)] * 4
     crosscoop("export", run / "best.ckpt", "--int8 --output", tmp_path / "x.onnx", "--calibration", tmp_path)
     said = capsys.readouterr().out
@@ -99,7 +100,7 @@ def test_a_folder_of_images(run, quickly, tmp_path, capsys):
 
 
 def test_calibration_images_are_from_all_over(run):
-    many = images_of(run / "best.ckpt", None, None).comparison
+    many = calibration_images(run / "best.ckpt", None, None).comparison
     many.samples = list(many.samples) * 40
     assert len(spread(many)) == CALIBRATION_IMAGES and spread(many).samples[-1] is many.samples[-1]
 
@@ -132,6 +133,6 @@ def test_wrong_options(run, tmp_path, capsys):
             crosscoop("export", run / "best.ckpt", options)
         assert end.value.code == 2 and said in capsys.readouterr().err
     with pytest.raises(CrosscoopError, match="got no image in"):
-        images_of(run / "best.ckpt", str(tmp_path), None)
+        calibration_images(run / "best.ckpt", str(tmp_path), None)
     with pytest.raises(CrosscoopError, match="expected a folder of images"):
-        images_of(run / "best.safetensors", None, None)
+        calibration_images(run / "best.safetensors", None, None)

@@ -20,8 +20,8 @@ from torch.nn.functional import dropout
 
 import crosscoop as package
 from crosscoop import Fusion
-from crosscoop.callbacks.last import StopSignals
-from crosscoop.task import CooperativeSegmentation
+from crosscoop.training.callbacks.last import StopSignals
+from crosscoop.training.task import CooperativeSegmentation
 
 EMA = "--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 0.5"
 NOISY = "--network.fusion test_interruption.Noisy"
@@ -171,7 +171,7 @@ def test_signal_saves_the_state_and_says_how_to_go_on(tmp_path, number, where, o
     fit(whole, OPTIONS, options, EMA)
     prelude = f"""
 import os
-from crosscoop.task import CooperativeSegmentation as Task
+from crosscoop.training.task import CooperativeSegmentation as Task
 step, calls = Task.{where}, []
 def signalled(*arguments):
     calls.append(1)
@@ -230,7 +230,7 @@ def test_nan_stops_the_run_names_the_samples_and_keeps_the_checkpoint(tmp_path, 
 
 
 def test_nan_steps_can_be_left_out_up_to_a_number(tmp_path, monkeypatch):
-    from crosscoop.callbacks import NonFinite
+    from crosscoop.training.callbacks import NonFinite
 
     kept = []
     look = NonFinite.on_before_optimizer_step
@@ -315,7 +315,7 @@ def small_disk(tmp_path):
 def test_disk_that_fills_up_ends_the_run_with_the_last_whole_checkpoint(small_disk, left):
     prelude = f"""
 import os
-from crosscoop.task import CooperativeSegmentation as Task
+from crosscoop.training.task import CooperativeSegmentation as Task
 kilobytes = lambda number: 1024 * number
 step, calls = Task.validation_step, []
 def fill(*arguments):

@@ -5,12 +5,12 @@ import torch
 from tiny import STREETS, count, miou
 from torch.nn import functional
 
-from crosscoop.inference import Inference
-from crosscoop.labels import upsampled_labels
-from crosscoop.metrics import ConfusionMatrix, Scores
+from crosscoop.evaluation.inference import Inference
+from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
 from crosscoop.network.outputs import outputs_of
-from crosscoop.predictor import Predictor
-from crosscoop.task import CooperativeSegmentation
+from crosscoop.prediction.predictor import Predictor
+from crosscoop.training.task import CooperativeSegmentation
 
 
 def whole(logits, size):

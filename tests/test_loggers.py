@@ -17,7 +17,7 @@ from PIL import Image
 from test_interruption import in_a_process
 from tiny import DATA, NETWORK, STREETS, crosscoop, fit, load
 
-from crosscoop.pictures import colored
+from crosscoop.prediction.pictures import colored
 
 EVERY_STEP = "--trainer.log_every_n_steps 1"
 SCALARS = {
@@ -187,7 +187,7 @@ def test_death_of_wandbs_process_does_not_end_training(tmp_path, monkeypatch, wa
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     kill = """
 import os, subprocess
-from crosscoop.task import CooperativeSegmentation as Task
+from crosscoop.training.task import CooperativeSegmentation as Task
 step, calls = Task.training_step, []
 def training_step(*arguments):
     calls.append(1)

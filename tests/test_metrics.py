@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from crosscoop.boundary import BoundaryIoU
-from crosscoop.loss import CrossEntropy
-from crosscoop.metrics import BranchComparison, ConfusionMatrix, Scores
+from crosscoop.evaluation.boundary import BoundaryIoU
+from crosscoop.evaluation.metrics import BranchComparison, ConfusionMatrix, Scores
+from crosscoop.training.loss import CrossEntropy
 
 VOID = 255
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.loss import CrossEntropy
 from crosscoop.network import DeepLabV3Plus, create_network
 from crosscoop.network.layers import BatchNorm2d, ConvNormAct, DepthwiseConv2d, resize
-from crosscoop.sync_batchnorm import TimmSyncBatchNorm
+from crosscoop.training.loss import CrossEntropy
+from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 
 SIZES = [(32, 32), (17, 17), (33, 65), (50, 31), (16, 200), (1, 1)]
 

@@ -13,9 +13,10 @@ from PIL import Image
 from tiny import crosscoop
 
 import crosscoop as package
-from crosscoop import Predictor, predict, training
-from crosscoop.data.files import read_image
-from crosscoop.inference import Inference
+from crosscoop import Predictor
+from crosscoop.commands import predict, training
+from crosscoop.data.images import read_image
+from crosscoop.evaluation.inference import Inference
 
 KINDS = "labels,colors,overlays,comparison,probabilities"
 SCENES = [sample.image() for split in ("train", "test") for sample in tiny.STREETS.samples(split)]

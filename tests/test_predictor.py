@@ -13,9 +13,9 @@ from torch import nn
 
 import crosscoop
 from crosscoop import Predictor, create_network
-from crosscoop.data.palette import colormap
+from crosscoop.data.datasets.palette import colormap
 from crosscoop.errors import CrosscoopError
-from crosscoop.inference import Inference
+from crosscoop.evaluation.inference import Inference
 
 MINE = """
 import timm

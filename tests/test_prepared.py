@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 from tiny import NETWORK, QUIET, crosscoop
 
+from crosscoop.commands.prepare_data import prepare_data
 from crosscoop.data import Folder, SegmentationData, Streets
 from crosscoop.data.prepared import PreparedSample
-from crosscoop.prepare_data import prepare_data
 
 CLASSES = ["a", "b", "c"]
 
@@ -33,7 +33,7 @@ def module(root, **options):
     splits = {name: {"images": f"images/{name}", "masks": f"masks/{name}"} for name in ("train", "val")}
     config = {"root": str(root / "data"), "class_names": CLASSES, "splits": splits, "test_split": "val"}
     (root / "data.yaml").write_text(yaml.safe_dump({"dataset": {"class_path": "Folder", "init_args": config}}))
-    from crosscoop.data.folder import Split
+    from crosscoop.data.datasets.folder import Split
 
     dataset = Folder(**{**config, "splits": {name: Split(**split) for name, split in splits.items()}})
     return SegmentationData(dataset, batch_size=2, crop_size=32, num_workers=0, **options)

@@ -17,11 +17,11 @@ from PIL import Image
 from tiny import STREETS, crosscoop, fit
 
 from crosscoop import load
+from crosscoop.commands.report import report
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
-from crosscoop.metrics import Scores
-from crosscoop.pictures import save_confusion
-from crosscoop.report import report
+from crosscoop.evaluation.metrics import Scores
+from crosscoop.prediction.pictures import save_confusion
 from crosscoop.report.charts import Chart, Line, charts
 from crosscoop.report.gallery import choose
 from crosscoop.report.page import signed

@@ -13,11 +13,11 @@ from PIL import Image
 from tiny import crosscoop
 
 from crosscoop.data import SegmentationData
-from crosscoop.data.cityscapes import LABEL_TO_TRAIN, Cityscapes
 from crosscoop.data.dataset import VOID, Array
-from crosscoop.data.files import write_mask
-from crosscoop.data.palette import colormap
-from crosscoop.data.voc import PascalVOC
+from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, Cityscapes
+from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.datasets.voc import PascalVOC
+from crosscoop.data.images import write_mask
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 FRAMES = ("aachen/aachen_000000_000019", "aachen/aachen_000001_000019", "ulm/ulm_000000_000019")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crosscoop.data.dataset import VOID
-from crosscoop.data.streets import SPLITS, Streets, StreetScene, render
+from crosscoop.data.datasets.streets import SPLITS, Streets, StreetScene, render
 from crosscoop.errors import CrosscoopError
 
 SIZES = [(32, 64), (33, 65), (101, 57), (128, 256), (40, 300), (512, 1024)]

@@ -8,11 +8,12 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from crosscoop.data import trainaug
-from crosscoop.data.files import read_list, read_mask, write_mask
-from crosscoop.data.palette import colormap
-from crosscoop.data.trainaug import prepare_trainaug
-from crosscoop.data.voc import PascalVOC
+from crosscoop.data.datasets import trainaug
+from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.datasets.trainaug import prepare_trainaug
+from crosscoop.data.datasets.voc import PascalVOC
+from crosscoop.data.images import read_mask, write_mask
+from crosscoop.data.samples import read_list
 from crosscoop.errors import CrosscoopError
 
 TRAIN, VAL, SBD_TRAIN, SBD_VAL = "ab", "cd", "bce", "fdg"

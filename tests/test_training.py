@@ -20,7 +20,7 @@ import crosscoop as package
 from crosscoop.data import SegmentationData
 from crosscoop.data.augment import Augmentation
 from crosscoop.network import CooperativeNetwork, Strategy, create_network
-from crosscoop.task import CooperativeSegmentation
+from crosscoop.training.task import CooperativeSegmentation
 
 RECORD = "--trainer.callbacks+=tiny.Recorder"
 NO_PICTURES = "--pictures.num_images 0"
@@ -411,9 +411,7 @@ def test_averaged_weights_are_those_evaluated(tmp_path):
 
 @pytest.mark.parametrize("affine", [False, True])
 def test_frozen_batch_norm_of_the_backbones(tmp_path, affine):
-    freeze = (
-        f"--trainer.callbacks+=crosscoop.callbacks.FreezeBatchNorm --trainer.callbacks.affine {str(affine).lower()}"
-    )
+    freeze = f"--trainer.callbacks+=FreezeBatchNorm --trainer.callbacks.affine {str(affine).lower()}"
     fit(tmp_path, "--trainer.max_epochs 2", RECORD, freeze)  # the second epoch follows a validation
     first, last = Recorder.latest.first, load(tmp_path / "last.ckpt")["state_dict"]
 

@@ -14,8 +14,8 @@ from faulty import CLASSES, fit_options, image_of, mask_of, refusal, write
 from tiny import crosscoop, fit, load
 
 import crosscoop as package
-from crosscoop.data.files import read_image, read_mask
-from crosscoop.data.voc import download_to
+from crosscoop.data.datasets.voc import download_to
+from crosscoop.data.images import read_image, read_mask
 from crosscoop.errors import CrosscoopError
 
 

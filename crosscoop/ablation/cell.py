@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug, write_yaml
-from crosscoop.results import write_json
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
+from crosscoop.files import write_json, write_yaml
 
 TAKEN = 75
 """Exit code of a cell that another worker holds (EX_TEMPFAIL of sysexits.h)."""

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crosscoop.ablation.grid import Cell
 from crosscoop.data import SegmentationData
+from crosscoop.data.configured import open_data
 from crosscoop.errors import CrosscoopError
-from crosscoop.loss import CrossEntropy
 from crosscoop.network import create_network
-from crosscoop.report.runs import open_data
+from crosscoop.training.loss import CrossEntropy
 
 
 @dataclass(frozen=True)

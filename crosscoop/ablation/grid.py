@@ -4,19 +4,17 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from crosscoop.data.files import replacing
 from crosscoop.errors import CrosscoopError
+from crosscoop.files import load_yaml, write_yaml
 
 Config = dict[str, Any]
 Options = Annotated[Config, BeforeValidator(lambda options: {} if options is None else options)]
@@ -222,24 +220,3 @@ def slug(name: str) -> str:
 
 def _word(value: Any) -> str:
     return "+".join(map(_word, value)) if isinstance(value, list) else str(value)
-
-
-def load_yaml(path: Path) -> Config:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        CrosscoopError: It cannot be read, or holds something else.
-    """
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CrosscoopError(f"{path}: cannot be read ({error}); expected a YAML file.") from error
-    if not isinstance(content, Mapping):
-        raise CrosscoopError(f"{path}: got {type(content).__name__}, expected a mapping of options.")
-    return dict(content)
-
-
-def write_yaml(path: Path, content: Config) -> None:
-    """Write YAML at once or not at all: other workers may be reading it."""
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False))

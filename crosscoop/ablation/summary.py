@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 from crosscoop.ablation.cell import tests
 from crosscoop.ablation.grid import Ablation
 from crosscoop.errors import CrosscoopError
-from crosscoop.results import BRANCH_SHARES, describe
+from crosscoop.evaluation.records import BRANCH_SHARES, describe
 
 
 @dataclass

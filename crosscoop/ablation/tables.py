@@ -9,9 +9,9 @@ from pathlib import Path
 from crosscoop.ablation.grid import slug
 from crosscoop.ablation.plots import plot_branches, plot_classes, plot_outputs
 from crosscoop.ablation.summary import Figures, Row, Summary
-from crosscoop.data.files import replacing
 from crosscoop.errors import CrosscoopError
-from crosscoop.results import BRANCH_SHARES
+from crosscoop.evaluation.records import BRANCH_SHARES
+from crosscoop.files import replacing
 
 Table = list[list[str]]
 """Lines of cells, the heading first. Cells hold plain text; `±` and `-` (nothing there) are put for each format."""

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from crosscoop.ablation.cell import TAKEN, state, tests
 from crosscoop.ablation.grid import Ablation, Cell
-from crosscoop.results import percent
+from crosscoop.evaluation.records import percent
 
 STYLES = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
 SIGNALLED = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, 130, 143, 128 + signal.SIGUSR1}

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from crosscoop.data.camvid import CamVid
-from crosscoop.data.cityscapes import Cityscapes
 from crosscoop.data.dataset import VOID, Sample, SegmentationDataset
-from crosscoop.data.folder import Folder
-from crosscoop.data.streets import Streets
-from crosscoop.data.voc import PascalVOC
+from crosscoop.data.datasets.camvid import CamVid
+from crosscoop.data.datasets.cityscapes import Cityscapes
+from crosscoop.data.datasets.folder import Folder
+from crosscoop.data.datasets.streets import Streets
+from crosscoop.data.datasets.voc import PascalVOC
 
 if TYPE_CHECKING:
     from crosscoop.data.datamodule import SegmentationData

@@ -11,8 +11,9 @@ from PIL import Image
 from rich.progress import track
 
 from crosscoop.data.dataset import Sample
-from crosscoop.data.files import check_mask_mode, shorten
+from crosscoop.data.images import check_mask_mode
 from crosscoop.errors import CrosscoopError
+from crosscoop.files import shorten
 
 THREADS = 8
 """They wait for the disk, or for a file server, more than they compute."""

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from crosscoop.data.augment import Augmentation
 from crosscoop.data.check import check_headers
 from crosscoop.data.dataset import Sample, SegmentationDataset
-from crosscoop.data.files import MissingFilesError
+from crosscoop.data.datasets.streets import Streets
 from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.prepared import prepared_samples
 from crosscoop.data.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
-from crosscoop.data.streets import Streets
+from crosscoop.data.samples import MissingFilesError
 from crosscoop.errors import CrosscoopError
 
 

@@ -13,6 +13,9 @@ VOID = 255
 Array = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
+VOID_COLOR: Color = (224, 224, 192)
+"""VOC's cream."""
+
 
 class Sample(Protocol):
     """One image and its mask, read when asked for.

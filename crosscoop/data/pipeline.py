@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 
 from crosscoop.data.augment import Augmentation, center_cropped, resized
 from crosscoop.data.dataset import VOID, Array, Sample
-from crosscoop.data.files import shorten
 from crosscoop.errors import CrosscoopError
+from crosscoop.files import shorten
 
 
 class Item(TypedDict):

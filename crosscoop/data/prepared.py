@@ -10,8 +10,9 @@ from zlib import crc32
 import numpy as np
 
 from crosscoop.data.dataset import Array, Sample
-from crosscoop.data.files import FileSample, replacing, shorten
+from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
+from crosscoop.files import replacing, shorten
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crosscoop.about import About
+from crosscoop.checkpoints.about import About
 from crosscoop.errors import CrosscoopError
 from crosscoop.export.onnx import read_onnx, write_onnx
 from crosscoop.export.prepare import Exportable

@@ -13,16 +13,15 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from crosscoop.checkpoint import read_checkpoint
-from crosscoop.data.files import FileSample
+from crosscoop.checkpoints.read import read_checkpoint
+from crosscoop.data.configured import open_data
 from crosscoop.data.pipeline import EvaluationSet, Item
+from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
+from crosscoop.evaluation.records import percent
 from crosscoop.export.onnx import OnnxNetwork
-from crosscoop.labels import upsampled_labels
-from crosscoop.metrics import ConfusionMatrix, Scores
-from crosscoop.predict import find_images
-from crosscoop.report.runs import open_data
-from crosscoop.results import percent
 
 CALIBRATION_IMAGES = 32
 
@@ -45,23 +44,27 @@ class Images:
     protocol: str
 
 
-def images_of(checkpoint: Path, folder: str | None, resize: Sequence[int] | None) -> Images:
-    """Training images of a run to calibrate with and its test split to compare on, or a folder's images for both.
+def images_in(paths: Sequence[Path], origin: str, resize: Sequence[int] | None) -> Images:
+    """Image files to calibrate with and to compare on; without masks there will be no mIoU.
+
+    Args:
+        paths: The files.
+        origin: What the protocol calls them.
+        resize: Height and width that they are resized to; None for their own.
+    """
+    chosen = spread(EvaluationSet([FileSample(str(path), path, None, 255) for path in paths], resize, None))
+    return Images(chosen, chosen, f"{origin}, images without labels")
+
+
+def images_of(checkpoint: Path) -> Images:
+    """Training images of a run to calibrate with, and its test split to compare on.
 
     Args:
         checkpoint: Knows the run's data.
-        folder: A folder, glob or list of images; without masks there will be no mIoU.
-        resize: Height and width that a folder's images are resized to; None for their own.
 
     Raises:
-        CrosscoopError: There are no images.
+        CrosscoopError: It does not.
     """
-    if folder is not None:
-        paths = sorted(find_images(Path(folder))[1])
-        if not paths:
-            raise CrosscoopError(f"calibration: got no image in {folder}, expected some, such as 32.")
-        own = EvaluationSet([FileSample(str(path), path, None, 255) for path in paths], resize, None)
-        return Images(spread(own), spread(own), f"{folder}, images without labels")
     if checkpoint.suffix != ".ckpt":
         raise CrosscoopError(f"calibration: got none for {checkpoint}, expected a folder of images.")
     data = open_data(read_checkpoint(checkpoint)["crosscoop"]["config"])

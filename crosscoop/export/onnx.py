@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crosscoop.about import About
+from crosscoop.checkpoints.about import About
 from crosscoop.errors import CrosscoopError
 from crosscoop.export.prepare import Exportable
 from crosscoop.network.cooperative import CooperativeNetwork

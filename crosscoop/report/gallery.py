@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from crosscoop.data.dataset import VOID, Array, Color, SegmentationDataset
+from crosscoop.data.configured import open_data
+from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color, SegmentationDataset
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.errors import CrosscoopError
-from crosscoop.inference import Inference
-from crosscoop.metrics import Scores, count_pairs, number
-from crosscoop.pictures import VOID_COLOR
-from crosscoop.predictor import Prediction, load
-from crosscoop.report.runs import Run, open_data
-from crosscoop.results import percent
+from crosscoop.evaluation.inference import Inference
+from crosscoop.evaluation.metrics import Scores, count_pairs, number
+from crosscoop.evaluation.records import percent
+from crosscoop.prediction.predictor import Prediction, load
+from crosscoop.report.runs import Run
 
 LONGEST = 640
 """Pixels of a picture's longer side at most: 8 images of two cooperative runs take about 2 MB."""

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
-from crosscoop.data import SegmentationData
+from crosscoop.data.configured import open_data
 from crosscoop.errors import CrosscoopError
-from crosscoop.inference import Inference
-from crosscoop.results import describe
+from crosscoop.evaluation.inference import Inference
+from crosscoop.evaluation.records import describe
 
 Settings = dict[str, Any]
 """A configuration as `fit` or `test` wrote it."""
@@ -130,21 +129,6 @@ def read_run(folder: Path, name: str) -> Run:
         stage = {"fit": "the best epoch of fit", "validate": "a validation"}.get(run.metrics["stage"], "no test")
         run.notices.append(f"The figures come from {stage}, not from a test.")
     return run
-
-
-def open_data(config: Settings) -> SegmentationData:
-    """The data that a configuration names.
-
-    Raises:
-        CrosscoopError: The configuration names none, or they cannot be opened.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SegmentationData, "data")
-    try:
-        data: SegmentationData = parser.instantiate(parser.parse_object({"data": config["data"]})).data
-    except (ArgumentError, KeyError, TypeError) as error:
-        raise CrosscoopError(f"The configuration names no data that can be opened ({error}).") from error
-    return data
 
 
 def describe_validation(config: Settings) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crosscoop.data.files import shorten
+from crosscoop.files import shorten
 from crosscoop.report.runs import Run, Settings
 
 PROMINENT = (

@@ -1,0 +1,1 @@
+"""Checkpoints of `crosscoop fit`: what they hold, and whether they fit."""

@@ -1,0 +1,138 @@
+"""`crosscoop export`: a checkpoint as a file for other programs."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from rich.console import Console
+
+from crosscoop.checkpoints.about import About
+from crosscoop.checkpoints.read import find_checkpoint
+from crosscoop.errors import CrosscoopError
+from crosscoop.export.formats import FORMATS
+from crosscoop.export.int8 import EQUAL, Images, compare, images_in, images_of, quantize, to_table
+from crosscoop.export.parity import parity
+from crosscoop.export.read import read_network
+from crosscoop.files import replacing
+from crosscoop.network.cooperative import CooperativeNetwork
+from crosscoop.network.outputs import outputs_of
+from crosscoop.prediction.results import find_images
+
+
+def export(
+    ckpt_path: str | None = None,
+    run: str | None = None,
+    format: Literal["onnx", "torch_export", "safetensors"] = "onnx",
+    output: str | None = None,
+    outputs: list[str] | None = None,
+    upsample: bool = True,
+    int8: bool = False,
+    calibration: str | None = None,
+) -> None:
+    """Export a checkpoint: crosscoop export best.ckpt --format onnx.
+
+    The file takes images (N, 3, H, W) of any batch and size, RGB in [0, 1] as float32, and gives logits
+    (N, num_classes, H, W) by output name. Each branch normalises its input inside the file. Its metadata hold class
+    names, colours, normalisation, and the figures with their protocol, as JSON. Batch norm is folded into convolutions
+    in onnx and torch_export; safetensors holds the weights as they are.
+
+    What was written is read again and compared with the checkpoint. Where they differ, there is no file, and the exit
+    code is 1.
+
+    Args:
+        ckpt_path: The checkpoint; may be given without its name, as the first word.
+        run: The run's folder instead, whose best.ckpt is exported.
+        format: onnx (.onnx, needs the extra of that name), torch_export (.pt2; images of at least 17 x 17), or
+            safetensors.
+        output: The file to write; by default beside the checkpoint.
+        outputs: Names of the outputs, such as [ensemble], the fastest; by default all: top, bottom and ensemble.
+        upsample: false leaves the logits at a quarter of the image's height and width, as the network computes them;
+            crosscoop predict is faster with these.
+        int8: Whether to quantise the onnx file, into best.int8.onnx; size, time and mIoU of float and int8 are printed.
+            Calibrated with 32 training images of the run's data, and compared on its test split.
+        calibration: Images to calibrate with and to compare on, instead of the run's data: a folder or a glob.
+
+    Raises:
+        CrosscoopError: There is no such checkpoint or output, or a package is missing.
+        SystemExit: With code 1 if the exported network differs.
+    """
+    checkpoint, chosen = find_checkpoint(ckpt_path, run), FORMATS[format]
+    path = Path(output) if output else checkpoint.with_suffix(f".int8{chosen.suffix}" if int8 else chosen.suffix)
+    if (int8 or calibration) and format != "onnx":
+        raise CrosscoopError(f"int8, calibration: got {format}, expected --format onnx.")
+    if calibration and not int8:
+        raise CrosscoopError("calibration: got images, expected --int8, too.")
+    if path.suffix != chosen.suffix or path.is_dir() or path.resolve() == checkpoint.resolve():
+        raise CrosscoopError(f"output: got {path}, expected another file, *{chosen.suffix} for {format}.")
+    network, about = read_network(checkpoint)
+    if not isinstance(network, CooperativeNetwork):
+        raise CrosscoopError(f"ckpt_path: got {checkpoint}, expected a checkpoint or a .safetensors file.")
+    about = replace(with_outputs(about, outputs), upsampled=upsample)
+    if format == "safetensors" and (outputs or not upsample):
+        raise CrosscoopError("outputs, upsample: got a choice, expected none, as safetensors holds the whole network.")
+    network.eval()
+    try:
+        with replacing(path) as temporary:
+            chosen.write(temporary, network, about)
+            exported = chosen.read(temporary)[0].eval()
+            agreed, lines = parity(
+                lambda image: outputs_of(network(image, about.upsampled)), lambda image: outputs_of(exported(image))
+            )
+            print("\n".join(lines))
+            if agreed and int8:
+                agreed = to_int8(temporary, about, calibration_images(checkpoint, calibration, about.resize))
+            if not agreed:
+                print(f"The exported network differs from {checkpoint}: nothing was written.")
+                raise SystemExit(1)
+    except OSError as error:
+        raise CrosscoopError(f"{path}: cannot be written ({error}). Give another --output.") from error
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {', '.join(about.outputs)}")
+
+
+def calibration_images(checkpoint: Path, calibration: str | None, resize: Sequence[int] | None) -> Images:
+    """The images to calibrate with and to compare on: those that an option names, or those of the run's data."""
+    if calibration is None:
+        return images_of(checkpoint)
+    paths = sorted(find_images(Path(calibration))[1])
+    if not paths:
+        raise CrosscoopError(f"calibration: got no image in {calibration}, expected some, such as 32.")
+    return images_in(paths, calibration, resize)
+
+
+def to_int8(path: Path, about: About, images: Images) -> bool:
+    """Quantise a file in its place, and print what that costs.
+
+    Args:
+        path: The float .onnx file.
+        about: Its description; the checkpoint's figures are not int8's and are left out.
+        images: To calibrate with, and to compare on.
+
+    Returns:
+        Whether the labels are nearly the same.
+    """
+    with TemporaryDirectory() as folder:
+        quantized = Path(folder) / "int8.onnx"
+        quantize(path, quantized, images.calibration, replace(about, figures=None).to_strings())
+        measured = compare([path, quantized], images.comparison, about.class_names)
+        sizes = [file.stat().st_size for file in (path, quantized)]
+        named = dict(zip(("float", "int8"), measured, strict=True))
+        Console().print(to_table(named, sizes, about.class_names, images.protocol))
+        shutil.copyfile(quantized, path)
+    return mean(measured[1].equal) >= EQUAL
+
+
+def with_outputs(about: About, outputs: list[str] | None) -> About:
+    """A description with fewer outputs, in their order.
+
+    Raises:
+        CrosscoopError: Some are not there.
+    """
+    if outputs is None:
+        return about
+    if not outputs or set(outputs) - set(about.outputs):
+        raise CrosscoopError(f"outputs: got {outputs}, expected some of {', '.join(about.outputs)}.")
+    return replace(about, outputs=[name for name in about.outputs if name in outputs])

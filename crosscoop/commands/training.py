@@ -1,0 +1,248 @@
+"""`crosscoop fit`, `validate`, `test` and `predict`: Lightning's command line around our network, task and data."""
+
+import errno
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from jsonargparse.typing import class_from_function
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
+
+from crosscoop.checkpoints.fits import check_fits
+from crosscoop.checkpoints.read import read_checkpoint
+from crosscoop.data import SegmentationData
+from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.inference import Inference
+from crosscoop.network import create_network
+from crosscoop.training.callbacks import (
+    LastCheckpoint,
+    NonFinite,
+    OutputComparison,
+    PredictionImages,
+    PredictionWriter,
+    Ranks,
+    RunFolder,
+    SkippedSamples,
+)
+from crosscoop.training.checkpoint_io import WholeFiles, check_room, is_whole
+from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
+from crosscoop.training.task import CooperativeSegmentation
+from crosscoop.training.wandb_runs import forgive, keep_wandb_run
+
+QUIET = {
+    "validate": ["--verbose=false"],  # our table instead of Lightning's
+    "test": ["--verbose=false"],
+    "predict": ["--return_predictions=false"],  # to files, not into memory
+}
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with the groups `network`, `model`, `data` and `trainer`, and one folder per run."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the network, the run's folder and our callbacks, and link what belongs together."""
+        parser.add_argument("--run", type=str, default="runs/default", help="Folder for all that the run writes.")
+        parser.add_argument(
+            "--resume", action="store_true", help="Go on from the run's last checkpoint, if there is one."
+        )
+        parser.add_class_arguments(class_from_function(create_network), "network", sub_configs=True)
+        parser.add_class_arguments(Inference, "inference", sub_configs=True)
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(NonFinite, "nonfinite")
+        parser.add_lightning_class_args(PredictionImages, "pictures")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(OutputComparison, "comparison")
+        parser.link_arguments("data.dataset.num_classes", "network.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.dataset.class_names", "model.class_names", apply_on="instantiate")
+        parser.link_arguments("network", "model.network", apply_on="instantiate")
+        parser.link_arguments("inference", "model.inference", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.set_defaults(
+            {
+                "trainer.logger": False,
+                "trainer.max_epochs": 50,
+                "checkpoint.monitor": "val/miou",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Look at the checkpoint before Lightning does, which would complain with a stack trace, or fetch a URL."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        for name, default in vars(self._parser(self.config.subcommand).get_defaults()).items():
+            if default is not None and config.get(name) is None:  # a section whose options are all commented out
+                config[name] = default
+        if not 0 <= int(config.seed_everything) < 2**32:
+            raise CrosscoopError(f"seed_everything: got {config.seed_everything}, expected 0 to 4294967295.")
+        if checkpoint := config.get("ckpt_path"):
+            read_checkpoint(checkpoint)
+
+    def before_instantiate_classes(self) -> None:
+        """Give every part its place in the run's folder."""
+        config = self.config[self.subcommand]
+        run = Path(config.run)
+        given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))  # no places yet
+        for key in ("ckpt_path", "resume"):  # of this call; in config.yaml they would overrule another call's
+            given.pop(key, None)
+        self.given = given
+        self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
+        if self.subcommand == "fit":
+            keep_wandb_run(config, run)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                check_room(run, 0)
+            requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # the same command once more
+            if (run / "last.ckpt").exists() and not (config.resume or requeued or config.ckpt_path):
+                raise CrosscoopError(
+                    f"{run} already holds a run. Add --resume to go on with it, or give another folder with --run."
+                )
+            if config.resume or (requeued and not config.ckpt_path):
+                config.ckpt_path = newest_whole(run) or config.ckpt_path
+        else:
+            config.network.pretrained = False  # the checkpoint brings all weights
+        if config.trainer.val_check_interval == 0:  # Lightning would divide by it
+            raise CrosscoopError(
+                "trainer.val_check_interval: got 0, expected batches (1), a share of an epoch, or null."
+            )
+        config.trainer.default_root_dir = str(run)
+        config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
+        self.trainer_defaults["callbacks"] = SkippedSamples()
+        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        for logger in loggers:
+            if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in (None, "", "."):
+                logger.init_args.save_dir = str(run)
+        if config.trainer.sync_batchnorm:
+            config.trainer.sync_batchnorm = False
+            plugins = config.trainer.plugins or []
+            config.trainer.plugins = [*(plugins if isinstance(plugins, list) else [plugins]), TimmSyncBatchNorm()]
+
+    def instantiate_classes(self) -> None:
+        """Refuse a checkpoint that does not fit before Lightning loads it."""
+        super().instantiate_classes()
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if checkpoint:
+            names = self.datamodule.dataset.class_names
+            weights = {key: value for key, value in self.model.state_dict().items() if key.startswith("network.")}
+            check_fits(checkpoint, self.given, names, weights, self.subcommand == "fit")
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """The trainer, with checkpoints that are whole or not there."""
+        trainer = super().instantiate_trainer(**options)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+        trainer.callbacks.append(Ranks(trainer))  # type: ignore[attr-defined]  # the last one, as it may raise
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                forgive(logger)
+        return trainer
+
+
+def newest_whole(run: Path) -> str | None:
+    """The checkpoint to go on from, None if there is none.
+
+    Raises:
+        CrosscoopError: There are checkpoints, and all are broken.
+    """
+    checkpoints = [path for name in ("last.ckpt", "best.ckpt") if (path := run / name).exists()]
+    for path in checkpoints:
+        if is_whole(path):
+            return str(path)
+        print(f"{path} is not whole: it is left out.", file=sys.stderr)
+    if checkpoints:
+        raise CrosscoopError(
+            f"{run}: no checkpoint is whole, expected one to go on from. Give another with --ckpt_path."
+        )
+    return None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        arguments: The command and its options.
+    """
+    command, *options = arguments
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # ours can
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds config.yaml
+
+    class OneCommand(TrainingCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:  # the options of all four take a second to set up
+            return {command: LightningCLI.subcommands()[command]}
+
+    try:
+        OneCommand(
+            CooperativeSegmentation,
+            SegmentationData,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False},
+            args=[command, *QUIET.get(command, []), *remembered(command, options), *options],
+        )
+    except ArgumentError as error:
+        raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        where = error.filename or "a file"
+        raise CrosscoopError(
+            f"{where} could not be written: {error.strerror}. Make room, then add --resume."
+        ) from error
+    except MisconfigurationException as error:
+        raise CrosscoopError(str(error)) from error
+    except (ModuleNotFoundError, ValueError) as error:
+        cause: BaseException = error
+        while cause.__cause__:  # jsonargparse buries what the constructor of a logger raises
+            cause = cause.__cause__
+        if not isinstance(cause, ModuleNotFoundError):
+            raise
+        raise CrosscoopError(f"{cause}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
+
+
+def remembered(command: str, options: Sequence[str]) -> list[str]:
+    """The configuration that a run or checkpoint brings along, for a command that was given none.
+
+    It comes before the user's own options, which therefore win.
+    """
+    given = dict(pair for pair in pairwise([*options, ""]) if pair[0].startswith("--"))
+    given |= dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)
+    run, checkpoint = given.get("--run"), given.get("--ckpt_path")
+    brought: list[str] = []
+    if command == "fit":
+        if "--resume" in given and "--config" not in given and run and (Path(run) / "config.yaml").is_file():
+            brought += ["--config", str(Path(run) / "config.yaml")]
+        return brought
+    if "--help" in given or "--print_config" in given or "-h" in options:
+        return brought
+    if checkpoint is None:
+        if run is None:
+            raise CrosscoopError(
+                f"{command} needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt_path FILE."
+            )
+        checkpoint = str(Path(run) / "best.ckpt")
+        brought += ["--ckpt_path", checkpoint]
+    if run is None:
+        brought += ["--run", str(Path(checkpoint).parent)]
+    if "--config" not in given:
+        config = read_checkpoint(checkpoint)["crosscoop"]["config"]
+        kept = {key: config[key] for key in ("seed_everything", "network", "model", "data") if key in config}
+        brought += ["--config", yaml.safe_dump(kept)]
+    return brought

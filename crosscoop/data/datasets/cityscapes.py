@@ -1,0 +1,87 @@
+"""Cityscapes with its 19 evaluation classes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import Cityscapes as Official
+
+from crosscoop.data.dataset import VOID, Array, SegmentationDataset
+from crosscoop.data.images import lookup_table
+from crosscoop.data.samples import FileSample, check_samples
+from crosscoop.errors import CrosscoopError
+
+_EVALUATED = sorted((c for c in Official.classes if c.train_id not in (-1, VOID)), key=lambda c: int(c.train_id))
+
+LABEL_TO_TRAIN: Array = lookup_table(
+    {c.id: VOID if c.train_id == -1 else c.train_id for c in Official.classes if c.id >= 0}
+)
+"""The class index (trainId) of each labelId, `VOID` for classes that are not evaluated: 256 entries."""
+
+TRAIN_TO_LABEL: Array = np.zeros(256, np.uint8)
+"""The labelId of each class index, for the benchmark server; 0 ("unlabeled") for all else: 256 entries."""
+TRAIN_TO_LABEL[: len(_EVALUATED)] = [c.id for c in _EVALUATED]
+
+
+class Cityscapes(SegmentationDataset):
+    """Cityscapes: street scenes of 50 cities, 19 classes (https://www.cityscapes-dataset.com).
+
+    Reads the official layout, `leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png` and
+    `gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png`, or `..._gtFine_labelTrainIds.png` where
+    that is missing. The masks of test are dummies, so test is unlabelled.
+
+    Args:
+        root: The folder with `leftImg8bit` and `gtFine`.
+        train_split: Split for training.
+        val_split: Split for validation.
+        test_split: Split for test and prediction; `test` can only be predicted.
+    """
+
+    class_names = tuple(str(c.name) for c in _EVALUATED)
+    palette = tuple((int(c.color[0]), int(c.color[1]), int(c.color[2])) for c in _EVALUATED)
+    official_sizes: Mapping[str, int] = {"train": 2975, "val": 500, "test": 1525}
+
+    def __init__(
+        self,
+        root: str = "data/cityscapes",
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "val",
+    ) -> None:
+        self.root = root
+        self.train_split = train_split
+        self.val_split = val_split
+        self.test_split = test_split
+
+    def samples(self, split: str) -> Sequence[FileSample]:
+        """The samples of a split, sorted by name; a name is the city and the frame.
+
+        Args:
+            split: train, val or test.
+
+        Raises:
+            CrosscoopError: The split is unknown, or its files are missing.
+        """
+        if split not in self.official_sizes:
+            raise CrosscoopError(
+                f'{self.root}: got the split "{split}", expected one of {", ".join(self.official_sizes)}; '
+                "correct the split's name"
+            )
+        folder = Path(self.root) / "leftImg8bit" / split
+        images = sorted(folder.glob("*/*_leftImg8bit.png"))
+        if not images:
+            raise CrosscoopError(
+                f"{folder}: got no images, expected CITY/*_leftImg8bit.png; correct the root or unpack there "
+                "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (https://cityscapes-dataset.com)"
+            )
+        return check_samples([self._sample(image, split) for image in images], folder)
+
+    def _sample(self, image: Path, split: str) -> FileSample:
+        name = f"{image.parent.name}/{image.name.removesuffix('_leftImg8bit.png')}"
+        labels = Path(self.root) / "gtFine" / split / f"{name}_gtFine_labelIds.png"
+        train_ids = labels.with_name(labels.name.replace("labelIds", "labelTrainIds"))
+        if split == "test":
+            return FileSample(name, image, None, self.num_classes)
+        if train_ids.is_file() and not labels.is_file():
+            return FileSample(name, image, train_ids, self.num_classes)
+        return FileSample(name, image, labels, self.num_classes, LABEL_TO_TRAIN)

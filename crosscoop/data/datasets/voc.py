@@ -1,0 +1,199 @@
+"""PASCAL VOC 2012, and its augmented training split."""
+
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from crosscoop.data.dataset import SegmentationDataset
+from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.samples import FileSample, SplitError, check_samples, read_list
+from crosscoop.errors import CrosscoopError
+from crosscoop.files import shorten
+
+
+class PascalVOC(SegmentationDataset):
+    """PASCAL VOC 2012: 20 classes and background (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/).
+
+    A split is a list in `ImageSets/Segmentation`: train, val, trainval, trainaug (VOC and SBD, with masks in
+    `SegmentationClassAug`; `crosscoop prepare_trainaug` makes both), test (without masks), or one of yours.
+
+    Args:
+        root: The folder with `JPEGImages`, `SegmentationClass` and `ImageSets`, or a folder that holds it as
+            `VOC2012` or `VOCdevkit/VOC2012`.
+        train_split: Split for training.
+        val_split: Split for validation.
+        test_split: Split for test and prediction. VOC's `test` has no public masks, it can only be predicted.
+        download: Download VOC (2 GB) when it is not at `root`.
+    """
+
+    class_names: Sequence[str] = (
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    )
+    palette = colormap(len(class_names))
+    official_sizes: Mapping[str, int] = {
+        "train": 1464,
+        "val": 1449,
+        "trainval": 2913,
+        "trainaug": 10582,
+        "test": 1456,
+    }
+
+    def __init__(
+        self,
+        root: str = "data/VOCdevkit/VOC2012",
+        train_split: str = "trainaug",
+        val_split: str = "val",
+        test_split: str = "val",
+        download: bool = False,
+    ) -> None:
+        self.root = root
+        self.train_split = train_split
+        self.val_split = val_split
+        self.test_split = test_split
+        self.download = download
+
+    def prepare(self) -> None:
+        """Download VOC, if so asked and not yet done."""
+        find_voc(self.root, self.download)
+
+    def samples(self, split: str) -> Sequence[FileSample]:
+        """The samples of a split, in the order of its list. Downloads first if so asked.
+
+        Args:
+            split: Name of a list in `ImageSets/Segmentation`.
+
+        Raises:
+            CrosscoopError: VOC, the list, or one of its files is missing, or trainaug holds images of val.
+        """
+        folder = find_voc(self.root, self.download)
+        augmented = split == "trainaug"
+        source = self._list(folder, split)
+        names = read_names(source)
+        images, masks = folder / "JPEGImages", folder / f"SegmentationClass{'Aug' if augmented else ''}"
+
+        def sample(name: str) -> FileSample:
+            mask = None if split == "test" else masks / f"{name}.png"
+            return FileSample(name, images / f"{name}.jpg", mask, self.num_classes)
+
+        samples = [sample(name) for name in names]
+        if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"))))):
+            raise SplitError(
+                f"{source}: got {len(leak)} images that are also in val ({shorten(leak)}), expected none; "
+                f"make a clean list with `crosscoop prepare_trainaug --root {self.root}`",
+                samples,
+            )
+        return check_samples(samples, source)
+
+    def _list(self, folder: Path, split: str) -> Path:
+        lists = folder / "ImageSets" / "Segmentation"
+        files = ("trainaug.txt", "train_aug.txt") if split == "trainaug" else (f"{split}.txt",)
+        for file in files:
+            if (lists / file).is_file():
+                return lists / file
+        remedy = f"there are {', '.join(sorted(path.stem for path in lists.glob('*.txt')))}"
+        if split == "trainaug":
+            remedy = f"prepare it with `crosscoop prepare_trainaug --root {self.root}`"
+        raise CrosscoopError(
+            f'{lists}: got the split "{split}", expected its list {" or ".join(files)} there; {remedy}'
+        )
+
+
+def find_voc(root: str, download: bool = False) -> Path:
+    """The folder with `JPEGImages` and `ImageSets`.
+
+    Args:
+        root: That folder, or one that holds it as `VOC2012` or `VOCdevkit/VOC2012`.
+        download: Download VOC if there is none; the second call finds it.
+
+    Raises:
+        CrosscoopError: There is no VOC, or it cannot be downloaded.
+    """
+    base = Path(root)
+    candidates = (base, base / "VOC2012", base / "VOCdevkit" / "VOC2012")
+    for folder in candidates:
+        if (folder / "ImageSets" / "Segmentation").is_dir():
+            return folder
+    if download:
+        download_to(
+            {"VOC2012": candidates[0], "VOCdevkit": candidates[1]}.get(base.name, candidates[2]),
+            _download_voc,
+        )
+        return find_voc(root)
+    raise CrosscoopError(
+        f"{root}: got no PASCAL VOC 2012 there, expected a folder with JPEGImages, SegmentationClass and "
+        "ImageSets/Segmentation; correct the root, or remove what is there and set download to true"
+    )
+
+
+def read_names(path: Path) -> list[str]:
+    """Image names from a list of VOC's form (`2007_000032`) or DeepLab's (`/JPEGImages/2007_000032.jpg ...`).
+
+    Only the file's stem counts, so no line can lead out of VOC's folders.
+
+    Args:
+        path: The list.
+    """
+    return [Path(line.split()[0]).stem for line in read_list(path)]
+
+
+def download_to(target: Path, download: Callable[[Path], Path]) -> None:
+    """Downloads beside the target and renames: an interrupted one never looks whole, ranks do not collide.
+
+    Args:
+        target: The folder that the data set becomes; nothing is downloaded if there is something in it.
+        download: Downloads into the folder that it is given and returns the one to keep.
+
+    Raises:
+        CrosscoopError: The download failed.
+    """
+    if target.is_dir() and any(target.iterdir()):
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary, safe_archives():
+            download(Path(temporary)).rename(target)
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        if not target.is_dir():  # else another process was faster
+            raise CrosscoopError(
+                f"{target}: got a failed download ({error}), expected VOC or SBD; try again, or put it there"
+            ) from error
+
+
+@contextmanager
+def safe_archives() -> Iterator[None]:
+    """Within the block, an archive whose files would leave their folder is refused (Python 3.14 does so anyway)."""
+    before = tarfile.TarFile.__dict__.get("extraction_filter")
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
+
+
+def _download_voc(folder: Path) -> Path:
+    from torchvision.datasets import VOCSegmentation
+
+    VOCSegmentation(folder, year="2012", image_set="train", download=True)
+    return folder / "VOCdevkit" / "VOC2012"

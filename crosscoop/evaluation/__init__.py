@@ -1,0 +1,1 @@
+"""How labels come about and how they are measured."""

@@ -1,0 +1,128 @@
+"""Label files that belong to the samples of a split, found by their names."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from rich.progress import track
+
+from crosscoop.data.dataset import Array, Sample
+from crosscoop.errors import CrosscoopError
+from crosscoop.files import shorten
+
+Kind = TypeVar("Kind", bound=Sample)
+Result = TypeVar("Result")
+
+
+class WrongSizeError(CrosscoopError):
+    """A label file is not as large as what it labels."""
+
+
+def check_size(file: Path, labels: Array, expected: Sequence[int]) -> None:
+    """Refuses labels of another size.
+
+    Args:
+        file: Where they come from.
+        labels: `(H, W)` labels.
+        expected: Height and width.
+
+    Raises:
+        WrongSizeError: The sizes differ.
+    """
+    if labels.shape != tuple(expected):
+        sizes = f"{labels.shape[0]} x {labels.shape[1]}, expected {expected[0]} x {expected[1]}"
+        raise WrongSizeError(f"{file} (got {sizes})")
+
+
+def each_prediction(
+    folder: Path, samples: Sequence[Kind], work: Callable[[Kind, Path], Result], title: str, remedy: str = ""
+) -> Iterator[Result]:
+    """Work on the label file of each sample, several at a time; all faults make one error at the end.
+
+    Args:
+        folder: The folder of label files, searched with its subfolders.
+        samples: The samples, all of which need one file.
+        work: What to do with a sample and its file; the results come in the samples' order.
+        title: What the progress bar says.
+        remedy: What to add to the error.
+
+    Raises:
+        CrosscoopError: Files are missing or doubled, or the work raised some on them.
+    """
+    files, extra = match(folder, samples)
+    matched = [sample for sample in samples if len(files[sample.name]) == 1]
+    faults: dict[str, list[str]] = {
+        "missing": [name for name, found in files.items() if not found],
+        "doubled": [f"{name} ({' and '.join(map(str, found))})" for name, found in files.items() if len(found) > 1],
+        "of another size": [],
+        "unusable": [],
+    }
+
+    def attempt(sample: Kind) -> Result | CrosscoopError:
+        try:
+            return work(sample, files[sample.name][0])
+        except CrosscoopError as error:
+            return error
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for result in track(pool.map(attempt, matched), title, total=len(matched), transient=True):
+            if isinstance(result, CrosscoopError):
+                faults["of another size" if isinstance(result, WrongSizeError) else "unusable"].append(str(result))
+            else:
+                yield result
+    if extra:
+        some = "1 PNG file is" if len(extra) == 1 else f"{len(extra)} PNG files are"
+        print(f"Not used: {some} named as no image of the split: {shorten(extra)}")
+    if any(faults.values()):
+        name, example = samples[0].name, stems(samples[0])
+        lines = [f"- {len(items)} {kind}: {shorten(items)}" for kind, items in faults.items() if items]
+        raise CrosscoopError(
+            f"{folder}: got label files that do not fit the {len(samples)} images.\n" + "\n".join(lines) + "\n"
+            f"Expected one PNG per image, of its size, of class indices, named as {name}.png"
+            + (f" or {example[-1]}.png." if len(example) > 1 else ".")
+            + remedy
+        )
+
+
+def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The PNG files that are named as a sample or its image.
+
+    Args:
+        folder: The folder, searched with its subfolders.
+        samples: The samples.
+
+    Returns:
+        The files of each sample, by its name; and the files that belong to none.
+
+    Raises:
+        CrosscoopError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise CrosscoopError(f"predictions: got {folder}, which is no folder, expected a folder of label PNGs.")
+    owners: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        for stem in stems(sample):
+            owners[stem].append(sample.name)
+    files: dict[str, list[Path]] = {sample.name: [] for sample in samples}
+    extra = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() != ".png" or file.name.startswith(".") or not file.is_file():
+            continue
+        names = owners.get(file.stem, [])
+        if len(names) > 1:  # then its folders tell; the longest name that fits
+            within = f"/{file.relative_to(folder).with_suffix('').as_posix()}"
+            names = sorted((name for name in names if within.endswith(f"/{name}")), key=len)
+        if names:
+            files[names[-1]].append(file)
+        else:
+            extra.append(file)
+    return files, extra
+
+
+def stems(sample: Sample) -> list[str]:
+    """File names, without suffix, by which a sample's label file is known: its own, and the image's if that differs."""
+    own, image = sample.name.rpartition("/")[2], getattr(sample, "image_path", None)
+    return list(dict.fromkeys([own, own if image is None else Path(image).stem]))

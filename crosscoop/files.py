@@ -1,0 +1,71 @@
+"""Files that are written whole or not at all, and what they are read as: the ground floor."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import yaml
+
+from crosscoop.errors import CrosscoopError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and vanishes otherwise.
+
+    Args:
+        path: The file that appears whole or not at all; its folder is created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")  # machines that share a folder share pids
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno:  # PIL's own have none
+            error.filename = error.filename or str(path)  # a full disk names none
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON at once or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write YAML at once or not at all: other workers may be reading it."""
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        CrosscoopError: It cannot be read, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CrosscoopError(f"{path}: cannot be read ({error}); expected a YAML file.") from error
+    if not isinstance(content, Mapping):
+        raise CrosscoopError(f"{path}: got {type(content).__name__}, expected a mapping of options.")
+    return dict(content)
+
+
+def shorten(items: Iterable[object], count: int = 3) -> str:
+    """The first items as text, and how many more there are.
+
+    Args:
+        items: What to name, in order.
+        count: How many to name.
+    """
+    texts = [str(item) for item in items]
+    more = len(texts) - count
+    return ", ".join(texts[:count]) + (f" and {more} more" if more > 0 else "")

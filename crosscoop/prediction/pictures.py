@@ -1,0 +1,149 @@
+"""Pictures of predictions beside the truth, as in the paper's figures 6 and 7."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color
+
+RED: Color = (230, 0, 40)
+
+
+def colored(labels: Array, palette: Sequence[Color]) -> Array:
+    """Class indices `(H, W)` as RGB `(H, W, 3)`; void is VOC's cream."""
+    colors = np.full((VOID + 1, 3), VOID_COLOR, np.uint8)
+    colors[: len(palette)] = palette
+    return colors[labels]
+
+
+def overlay(image: Array, labels: Array, palette: Sequence[Color], alpha: float = 0.5) -> Array:
+    """The image `(H, W, 3)` under the colours of its labels `(H, W)`, mixed with weight `alpha`."""
+    mixed = image * (1 - alpha) + colored(labels, palette) * alpha
+    return mixed.round().astype(np.uint8)
+
+
+def highlight(image: Array, where: NDArray[np.bool_]) -> Array:
+    """The image `(H, W, 3)` in pale grey, with the pixels `where` `(H, W)` in red."""
+    pale = 255 - 0.4 * (255 - image.mean(2, keepdims=True))
+    return np.where(where[..., None], RED, pale.round()).astype(np.uint8)
+
+
+def legend(picture: Array, labels: Array, class_names: Sequence[str], palette: Sequence[Color]) -> Image.Image:
+    """The picture `(H, W, 3)` above a legend of the classes that `labels` hold."""
+    size = font_size(picture)
+    font = ImageFont.load_default(size)
+    line, gap = int(size * 1.6), int(size * 0.4)
+    entries = [(int(index), class_names[index]) for index in np.unique(labels[labels < len(class_names)])]
+    widths = [line + int(font.getlength(name)) + 2 * gap for _, name in entries]
+    total = max([picture.shape[1], *(gap + width for width in widths)])  # a thumbnail is narrower than a name
+    places: list[tuple[int, int]] = []
+    x = y = gap
+    for width in widths:
+        if x > gap and x + width > total:
+            x, y = gap, y + line
+        places.append((x, picture.shape[0] + y))
+        x += width
+    canvas = Image.new("RGB", (total, picture.shape[0] + y + line), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for (index, name), (left, top) in zip(entries, places, strict=True):
+        draw.rectangle((left, top, left + size, top + size), fill=palette[index], outline="gray")
+        draw.text((left + line - gap // 2, top), name, fill="black", font=font)
+    return canvas
+
+
+def side_by_side(panels: Mapping[str, Array], longest: int = 1024) -> Array:
+    """Pictures `(H, W, 3)` of one size in a row under their titles, each reduced to at most `longest` pixels a side."""
+    pictures = [Image.fromarray(panel) for panel in panels.values()]
+    for picture in pictures:
+        picture.thumbnail((longest, longest))
+    width, height = pictures[0].size
+    size = font_size(np.asarray(pictures[0]))
+    font = ImageFont.load_default(size)
+    column = max([width, *(int(font.getlength(title)) + 1 for title in panels)])
+    gap, top = size // 2, size * 2
+    canvas = Image.new("RGB", ((column + gap) * len(pictures) - gap, top + height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (title, picture) in enumerate(zip(panels, pictures, strict=True)):
+        draw.text((i * (column + gap), size // 3), title, fill="black", font=font)
+        canvas.paste(picture, (i * (column + gap), top))
+    return np.asarray(canvas)
+
+
+def font_size(picture: Array) -> int:
+    """Pixels that read well beside a picture."""
+    return int(max(12, picture.shape[0] // 32))
+
+
+def save_comparison(
+    path: Path,
+    rows: Sequence[Mapping[str, Array]],
+    class_names: Sequence[str],
+    palette: Sequence[Color],
+    title: str,
+) -> None:
+    """Draw one row per sample and one column per picture, with the classes' colours explained below.
+
+    Args:
+        path: The PNG to write.
+        rows: Per sample, by column title, an RGB image `(H, W, 3)` or class indices `(H, W)`.
+        class_names: One name per class.
+        palette: One colour per class.
+        title: Stands above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    height, width = next(iter(rows[0].values())).shape[:2]
+    columns = len(rows[0])
+    figure = Figure(figsize=(2.6 * columns, 2.6 * len(rows) * height / width + 1.0), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, line in zip(rows, axes, strict=True):
+        for (name, picture), axis in zip(row.items(), line, strict=True):
+            axis.imshow(picture if picture.ndim == 3 else colored(picture, palette), interpolation="nearest")
+            axis.set_title(name, fontsize=9)
+            axis.axis("off")
+    patches = [
+        Patch(facecolor=(color[0] / 255, color[1] / 255, color[2] / 255), edgecolor="gray", label=name)
+        for name, color in zip([*class_names, "void"], [*palette, VOID_COLOR], strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 11), fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
+    """Draw a confusion matrix, every row in per cent of its true class.
+
+    Args:
+        path: The PNG to write.
+        counts: Pixels `(num_classes, num_classes + 1)` by true and predicted class, see `metrics.ConfusionMatrix`; the
+            last column is drawn only if something is in it.
+        class_names: One name per class.
+        title: Stands above.
+    """
+    from matplotlib.figure import Figure
+
+    columns = [*class_names, "none of them"] if counts[:, -1].any() else list(class_names)
+    shares = 100 * counts[:, : len(columns)] / np.maximum(counts.sum(1, keepdims=True), 1)
+    width = 0.42 * len(columns) + 3
+    figure = Figure(figsize=(width, 0.42 * len(class_names) + 2.2), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+    axis.set_yticks(range(len(class_names)), class_names, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.tick_params(length=0, labelsize=8)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:  # else it would read 0
+            color = "white" if share > 55 else "black"
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, label="per cent of the true class", fraction=0.04)
+    figure.suptitle(fill(title, int(13 * width)), fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")

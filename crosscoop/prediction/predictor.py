@@ -1,0 +1,207 @@
+"""A trained network in Python: `crosscoop.load`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from crosscoop.data.augment import resized
+from crosscoop.data.dataset import Array, Color
+from crosscoop.data.images import read_image, to_rgb
+from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.inference import Inference, Outputs
+from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.export.read import read_network
+from crosscoop.network.cooperative import CooperativeNetwork
+from crosscoop.network.fold import fold_batch_norm
+from crosscoop.network.layers import resize
+from crosscoop.network.outputs import outputs_of
+from crosscoop.prediction.pictures import colored, highlight, legend, overlay, side_by_side
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network sees in one image.
+
+    Attributes:
+        image: `(H, W, 3)` uint8 RGB.
+        labels: `(H, W)` uint8 class indices of the ensemble, or of the only branch.
+        logits: `(num_classes, h, w)` of the ensemble, as coarse as the network gives them.
+        branch_labels: `(H, W)` uint8 class indices by output name: top, bottom, ensemble.
+        class_names: One name per class.
+        palette: One RGB colour per class.
+    """
+
+    image: Array
+    labels: Array
+    logits: Tensor
+    branch_labels: dict[str, Array]
+    class_names: list[str]
+    palette: list[Color]
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """`(num_classes, H, W)` float32 of the ensemble; computed when asked for, as they are large."""
+        logits = resize(self.logits[None].float(), self.image.shape[:2])
+        return logits[0].softmax(0).cpu().numpy()
+
+    @property
+    def disagreement(self) -> NDArray[np.bool_]:
+        """`(H, W)`, where the branches differ; nowhere, if there is one."""
+        first, *others = [labels for name, labels in self.branch_labels.items() if name != "ensemble"]
+        different = np.zeros(first.shape, bool)
+        for other in others:
+            different |= first != other
+        return different
+
+    def draw(self, alpha: float = 0.5) -> Image.Image:
+        """The image under the classes' colours with weight `alpha`, above a legend of those that are seen."""
+        picture = overlay(self.image, self.labels, self.palette, alpha)
+        return legend(picture, self.labels, self.class_names, self.palette)
+
+    def compare(self) -> Image.Image:
+        """The image, the colours of each output and the pixels on which the branches differ, side by side."""
+        panels = {name: colored(labels, self.palette) for name, labels in self.branch_labels.items()}
+        if len(self.branch_labels) > 1:
+            where = self.disagreement
+            panels[f"disagreement: {where.mean():.1%}"] = highlight(self.image, where)
+        seen = np.concatenate(list(self.branch_labels.values()))
+        return legend(side_by_side({"image": self.image} | panels), seen, self.class_names, self.palette)
+
+
+class Predictor:
+    """Predicts images of any size; its labels and probabilities have the image's size.
+
+    Args:
+        network: Turns `(N, 3, H, W)` RGB in [0, 1] into the logits of each branch, as a `CooperativeNetwork` does, or
+            into logits by output name, as an exported network does.
+        class_names: One name per class.
+        palette: One RGB colour per class.
+        inference: The protocol; by default each image at once.
+        device: Where to run; by default a GPU if there is one.
+        resize: Height and width that the network sees each image in; None for the image's own.
+        fast: Fold batch norms, keep maps in the channels-last layout and compute in bfloat16, the faster the more the
+            processor is made for it; about one label in 200 changes, see docs/benchmarks.md.
+
+    Raises:
+        CrosscoopError: There is no such device, or an exported network is to be fast.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        class_names: list[str],
+        palette: list[Color],
+        inference: Inference | None = None,
+        device: str | None = None,
+        resize: Sequence[int] | None = None,
+        fast: bool = False,
+    ) -> None:
+        if fast:
+            if not isinstance(network, CooperativeNetwork):
+                raise CrosscoopError(
+                    f"fast: got a {type(network).__name__}, expected the network of a checkpoint. An exported one "
+                    "cannot be made faster."
+                )
+            network = fold_batch_norm(network).to(memory_format=torch.channels_last)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.device = torch.device(device)
+            self.network = network.eval().to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise CrosscoopError(
+                f"device: got {device!r}, expected one that torch finds here, such as cpu or cuda ({error})."
+            ) from error
+        self.class_names, self.palette = class_names, palette
+        self.inference, self.resize, self.fast = inference or Inference(), resize, fast
+
+    def __call__(self, image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: A file, a PIL image, a `(H, W, 3)` or `(H, W)` uint8 array, or a `(3, H, W)` tensor of uint8 or of
+                floats in [0, 1].
+
+        Raises:
+            CrosscoopError: The image cannot be read, is none of these, or is too large for the memory.
+        """
+        pixels = to_array(image)
+        seen = resized(pixels, None, self.resize)[0] if self.resize else pixels
+        try:
+            outputs = self.logits(torch.from_numpy(seen).permute(2, 0, 1)[None])
+            labels = {name: upsampled_labels(logits, pixels.shape[:2]) for name, logits in outputs.items()}
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise CrosscoopError(
+                f"got an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, expected one that fits into the memory "
+                f"of {self.device}; give a sliding window, such as Inference(window=(768, 768))."
+            ) from error
+        seen_by = {name: output[0].cpu().numpy() for name, output in labels.items()}
+        last = list(outputs)[-1]
+        return Prediction(pixels, seen_by[last], outputs[last][0], seen_by, self.class_names, self.palette)
+
+    def describe(self) -> str:
+        """How images are predicted, in words."""
+        size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
+        return f"images {size}, {self.inference.describe()}{', fast (bfloat16)' if self.fast else ''}"
+
+    @torch.inference_mode()
+    def logits(self, image: Tensor) -> Outputs:
+        """Logits by output name, of a uint8 RGB batch `(N, 3, H, W)`; in its size, or as coarse as the network's."""
+        coarse = {"upsample": False} if isinstance(self.network, CooperativeNetwork) else {}
+        scaled = image.to(self.device).float() / 255
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            return self.inference(lambda view: outputs_of(self.network(view, **coarse)), scaled)
+
+
+def load(
+    checkpoint: str | Path,
+    inference: Inference | None = None,
+    device: str | None = None,
+    own_size: bool = False,
+    fast: bool = False,
+) -> Predictor:
+    """Load a checkpoint that `crosscoop fit` wrote, or what `crosscoop export` made of one.
+
+    Args:
+        checkpoint: The file, for example `runs/demo/best.ckpt`, or an exported `.onnx` or `.safetensors`; or
+            `hf-hub:user/name`, what `crosscoop push` put on the Hugging Face Hub (or `hf-hub:FOLDER`).
+        inference: The protocol; by default each image at once.
+        device: Where to run; by default a GPU if there is one.
+        own_size: Show the network each image in its own size, even if it was trained on resized ones (`data.resize`).
+        fast: Folded batch norms, channels-last layout and bfloat16; see `Predictor`.
+
+    Raises:
+        CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
+    """
+    network, about = read_network(checkpoint)
+    size = None if own_size else about.resize
+    return Predictor(network, about.class_names, about.palette, inference, device, size, fast)
+
+
+def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:
+    """An image as `(H, W, 3)` uint8 RGB of its own, see `Predictor.__call__`."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image), "the image")
+    if isinstance(image, Tensor):
+        if image.is_floating_point():
+            image = (image.clamp(0, 1) * 255).round().byte()
+        image = (image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy()
+    if image.ndim == 2:
+        image = np.stack([image] * 3, axis=-1)
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        raise CrosscoopError(
+            f"got an image of shape {image.shape} and type {image.dtype}, expected (H, W, 3) uint8 RGB, or a tensor "
+            "(3, H, W) of uint8 or of floats in [0, 1]."
+        )
+    return np.array(image, order="C")

@@ -1,0 +1,160 @@
+"""Where predictions lie: which images they are of, and the files that hold them."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import has_magic
+from itertools import takewhile
+from os.path import commonpath, normpath
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from crosscoop.data.images import write_mask
+from crosscoop.data.samples import SUFFIXES, read_list
+from crosscoop.errors import CrosscoopError
+from crosscoop.files import replacing
+from crosscoop.prediction.pictures import colored
+from crosscoop.prediction.predictor import Prediction
+
+RECORD = "predict.json"
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def write_probabilities(path: Path, probabilities: NDArray[np.float32]) -> None:
+    """Write probabilities `(C, H, W)` in half precision, whole or not at all."""
+    with replacing(path) as temporary:
+        np.savez(temporary, probabilities=probabilities.astype(np.float16))
+
+
+KINDS: Mapping[str, tuple[str, Callable[[Path, Prediction], None]]] = {
+    "labels": (".png", lambda path, seen: write_mask(path, seen.labels, seen.palette)),
+    "colors": (".png", lambda path, seen: write_picture(path, Image.fromarray(colored(seen.labels, seen.palette)))),
+    "overlays": (".png", lambda path, seen: write_picture(path, seen.draw())),
+    "comparison": (".png", lambda path, seen: write_picture(path, seen.compare())),
+    "probabilities": (".npz", lambda path, seen: write_probabilities(path, seen.probabilities)),
+}
+"""What can be saved of a prediction: the suffix of its file, and what writes it."""
+
+
+@dataclass
+class Results:
+    """A folder of predictions, and what became of each image.
+
+    Attributes:
+        folder: Holds a folder for each kind, and a record of where the predictions come from.
+        kinds: What to save, see `KINDS`.
+        overwrite: Whether to replace what exists.
+        total: Number of images (or frames).
+        written: Number of those that were predicted.
+        skipped: Number of those whose predictions existed.
+        failures: A message for each that could not be predicted.
+    """
+
+    folder: Path
+    kinds: Sequence[str]
+    overwrite: bool = False
+    total: int = 0
+    written: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Number of images that are yet to come; containers of videos may only estimate it."""
+        return max(self.total - self.written - self.skipped - len(self.failures), 0)
+
+    def claim(self, origin: Mapping[str, str]) -> None:
+        """Record where the predictions come from.
+
+        Args:
+            origin: The images, the checkpoint and the protocol.
+
+        Raises:
+            CrosscoopError: The predictions that exist come from elsewhere; to go on with them would mix the two.
+        """
+        record = self.folder / RECORD
+        if record.is_file() and not self.overwrite:
+            before = json.loads(record.read_text("utf-8"))
+            if other := [key for key, value in origin.items() if before.get(key) != value]:
+                raise CrosscoopError(
+                    f"{self.folder}: got predictions that differ in {', '.join(other)}, expected none, or the same to "
+                    "go on with. Give another --output, or --overwrite."
+                )
+        with replacing(record) as temporary:
+            temporary.write_text(json.dumps(origin, indent=2), "utf-8")
+
+    def path(self, kind: str, name: str) -> Path:
+        """The file for an image's prediction."""
+        return self.folder / kind / f"{name}{KINDS[kind][0]}"
+
+    def missing(self, name: str) -> list[str]:
+        """The kinds that are not saved yet for an image."""
+        return [kind for kind in self.kinds if not self.path(kind, name).exists()]
+
+    def save(self, name: str, prediction: Prediction, kinds: Iterable[str]) -> None:
+        """Save a prediction."""
+        for kind in kinds:
+            KINDS[kind][1](self.path(kind, name), prediction)
+        self.written += 1
+
+    def __str__(self) -> str:
+        counts = f"{self.written} written, {self.skipped} skipped (they exist), {len(self.failures)} failed"
+        return f"{counts}. Results: {self.folder} ({', '.join(self.kinds)})"
+
+
+def find_images(what: Path) -> tuple[Path, list[Path]]:
+    """Images, and the folder that their names are relative to.
+
+    Args:
+        what: A file, a folder, a glob, or a list.
+
+    Raises:
+        CrosscoopError: It does not exist, or is a list that cannot be read.
+    """
+    if what.is_file() and what.suffix.lower() == ".txt":
+        listed = [Path(normpath((what.parent / line).absolute())) for line in read_list(what)]
+        return Path(commonpath([path.parent for path in listed])), listed
+    if what.is_file():
+        return what.parent, [what]
+    root = what if what.is_dir() else Path(*takewhile(lambda part: not has_magic(part), what.parts))
+    if root == what and not what.is_dir():
+        raise CrosscoopError(
+            f"images: got {what}, which does not exist, expected a file, a folder or a glob in quotes."
+        )
+    found = root.glob("**/*" if what.is_dir() else str(what.relative_to(root)))
+    images = [path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    return root, [path for path in images if path.is_file() and not is_ours(path)]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a picture is a prediction of ours, which may lie among the images."""
+    folders = [folder for folder in path.absolute().parents if folder.name in KINDS]
+    return any((folder.parent / RECORD).is_file() for folder in folders)
+
+
+def by_name(images: Iterable[Path], root: Path) -> dict[str, Path]:
+    """Images in order, by their path below `root` without suffix.
+
+    Raises:
+        CrosscoopError: There are none, or two have the same name.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(set(images)):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in files:
+            raise CrosscoopError(
+                f"images: got {files[name]} and {path}, expected one image of that name, as both predictions would be "
+                f"{name}. Predict them apart, such as --images '{root}/*{path.suffix}', each with its --output."
+            )
+        files[name] = path
+    if not files:
+        raise CrosscoopError(f"images: got none in {root}, expected files in {', '.join(SUFFIXES)}.")
+    return files

@@ -1,0 +1,1 @@
+"""How a network learns: the task, its losses, and what happens beside training."""

@@ -1,0 +1,23 @@
+"""What happens beside training: the run's folder, pictures, predictions, frozen batch norm."""
+
+from crosscoop.training.callbacks.comparison import OutputComparison
+from crosscoop.training.callbacks.freeze import FreezeBatchNorm
+from crosscoop.training.callbacks.last import LastCheckpoint
+from crosscoop.training.callbacks.nonfinite import NonFinite
+from crosscoop.training.callbacks.pictures import PredictionImages
+from crosscoop.training.callbacks.predictions import PredictionWriter
+from crosscoop.training.callbacks.ranks import Ranks
+from crosscoop.training.callbacks.run import RunFolder
+from crosscoop.training.callbacks.skipped import SkippedSamples
+
+__all__ = [
+    "FreezeBatchNorm",
+    "LastCheckpoint",
+    "NonFinite",
+    "OutputComparison",
+    "PredictionImages",
+    "PredictionWriter",
+    "Ranks",
+    "RunFolder",
+    "SkippedSamples",
+]

@@ -1,0 +1,160 @@
+"""The run's folder: its configuration, history, figures, and what its checkpoints say of themselves."""
+
+import csv
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from torch import Tensor
+
+from crosscoop.evaluation.records import confusion_record, describe, to_record, to_table
+from crosscoop.files import replacing, write_json
+from crosscoop.prediction.pictures import save_confusion
+from crosscoop.training.task import CooperativeSegmentation
+from crosscoop.version import __version__
+
+
+class RunFolder(pl.Callback):
+    """Keeps a run's records in `trainer.default_root_dir`.
+
+    `config.yaml` (the resolved configuration, which also goes to every logger), `history.csv` (a row per validation),
+    `metrics.json` (the figures of the last test or validation; after `fit`, of its best epoch), and the table of the
+    figures on the console. `test` and `validate` also leave `confusion.json` and `confusion.png` (pixels by true and
+    predicted class), and in `test.yaml` or `validate.yaml` the configuration under which they counted. Each checkpoint
+    gets the configuration, class names and colours, so that it can be used without any other file.
+
+    Args:
+        config: The command's configuration, as plain values.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {}
+        self.losses: list[Tensor] = []
+        self.started = time.monotonic()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write `config.yaml` and send the configuration to the loggers."""
+        if stage == "fit" and trainer.is_global_zero:
+            self._folder(trainer).mkdir(parents=True, exist_ok=True)
+            (self._folder(trainer) / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.config)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin an epoch's mean loss and time."""
+        self.losses, self.started = [], time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss, without waiting for the device."""
+        self.losses.append(outputs["loss"].detach())
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the history and the best epoch's figures, before the checkpoint is saved."""
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == "validate":
+            self._report(trainer, pl_module, "validate")
+            return
+        record = self._record(trainer, pl_module, "fit")
+        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {"seconds": time.monotonic() - self.started, "train/loss": self._mean_loss()}
+        for name, figures in record["outputs"].items():
+            row |= {f"val/miou/{name}": figures["miou"], f"val/pixel_accuracy/{name}": figures["pixel_accuracy"]}
+        self.history.append(row)
+        with replacing(self._folder(trainer) / "history.csv") as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerows(self.history)
+        if (record["miou"] or 0) >= self.best.get("miou", 0):
+            self.best = {**record, "miou": record["miou"] or 0, "epoch": trainer.current_epoch}
+            write_json(self._folder(trainer) / "metrics.json", self.best)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the best epoch's figures."""
+        if self.best:
+            Console().print(to_table(self.best))
+            print(f"Best of {len(self.history)} validations: epoch {self.best['epoch']}. Run: {self._folder(trainer)}")
+
+    @rank_zero_only
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and print the figures."""
+        self._report(trainer, pl_module, "test")
+
+    @rank_zero_only
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say how to go on after Ctrl-C or an error."""
+        folder = self._folder(trainer)
+        if trainer.state.fn == "fit" and (folder / "last.ckpt").exists():
+            print(f"\nTo go on: crosscoop fit --run {shlex.quote(str(folder))} --resume", file=sys.stderr)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put into the checkpoint what is needed to use it alone."""
+        dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        checkpoint["crosscoop"] = {
+            "version": __version__,
+            "config": self.config,
+            "class_names": list(dataset.class_names),
+            "palette": [list(map(int, color)) for color in dataset.palette],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and best figures, and what the epoch has brought so far: a resumed run goes on with them."""
+        losses = torch.stack(self.losses).tolist() if self.losses else []
+        seconds = time.monotonic() - self.started
+        return {"history": self.history, "best": self.best, "losses": losses, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.history, self.best = state_dict["history"], state_dict["best"]
+        self.losses = [torch.tensor(loss) for loss in state_dict.get("losses", [])]
+        self.started = time.monotonic() - state_dict.get("seconds", 0)
+
+    def _report(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(module, CooperativeSegmentation)
+        record, folder = self._record(trainer, module, stage), self._folder(trainer)
+        write_json(folder / "metrics.json", record)
+        (folder / f"{stage}.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+        write_json(folder / "confusion.json", confusion_record(stage, module.scores, record["protocol"]))
+        output, scores = list(module.scores.items())[-1]
+        title = f"{output}, {describe(record['protocol'])}"
+        save_confusion(folder / "confusion.png", scores.counts.numpy(), scores.class_names, title)
+        Console().print(to_table(record))
+        print(f"Peak memory: {peak_memory(module.device):.1f} GiB on {module.device}")
+        print(f"Figures: {folder / 'metrics.json'}\nConfusion matrix: {folder / 'confusion.png'}")
+
+    def _record(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> dict[str, Any]:
+        assert isinstance(module, CooperativeSegmentation)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        split = data.dataset.test_split if stage == "test" else data.dataset.val_split
+        protocol = {**data.protocol(split, module.num_images), "inference": module.inference.describe()}
+        return to_record(stage, module.scores, protocol)
+
+    def _mean_loss(self) -> float:
+        return sum(float(loss) for loss in self.losses) / max(len(self.losses), 1)
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return Path(trainer.default_root_dir)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in GiB that this process has held so far: of the GPU, or else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -1,0 +1,221 @@
+"""The Lightning module: how a cooperative network learns and is measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import SumMetric
+
+from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.boundary import BoundaryIoU
+from crosscoop.evaluation.inference import Inference
+from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
+from crosscoop.network import CooperativeNetwork
+from crosscoop.network.outputs import output_names, outputs_of
+from crosscoop.training.loss import CrossEntropy, Loss
+
+
+class Batch(TypedDict):
+    """A batch as it arrives at the network.
+
+    Attributes:
+        image: `(N, 3, H, W)` RGB in [0, 1].
+        mask: `(N, H, W)` class indices, 255 where there is no label.
+        name: The samples' names.
+    """
+
+    image: Tensor
+    mask: Tensor
+    name: list[str]
+
+
+class CooperativeSegmentation(pl.LightningModule):
+    """Trains all branches together and measures each of them and their ensemble.
+
+    `trainer.gradient_clip_val` holds for each branch by itself.
+
+    Args:
+        network: The network.
+        class_names: One name per class.
+        optimizer: Any torch optimiser, by class path.
+        poly_power: Exponent of the polynomial decay to 0 over the whole training, stepped with the optimiser.
+        warmup_steps: Optimiser steps of linear warm-up before the decay.
+        scheduler: Any torch schedule by class path instead of the polynomial one, stepped with the optimiser.
+        heads_lr_multiplier: Factor on the learning rate of all that is not a backbone.
+        loss: The loss of one branch; the branches' losses are summed.
+        inference: How images are evaluated; the command line's group `inference`.
+        boundary_iou: Measure boundary IoU as well; it takes longer than all other figures.
+        channels_last: Keep maps in the channels-last layout, the faster one on CPUs and on GPUs with tensor cores.
+        compile: Compile the network with torch.compile (the first steps take minutes).
+    """
+
+    def __init__(
+        self,
+        network: CooperativeNetwork,
+        class_names: Sequence[str],
+        optimizer: OptimizerCallable = lambda parameters: SGD(parameters, lr=0.007, momentum=0.9, weight_decay=1e-4),
+        poly_power: float = 0.9,
+        warmup_steps: int = 0,
+        scheduler: LRSchedulerCallable = None,  # type: ignore[assignment]
+        heads_lr_multiplier: float = 1.0,
+        loss: Loss = CrossEntropy(),  # noqa: B008
+        inference: Inference = Inference(),  # noqa: B008
+        boundary_iou: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.class_names, self.loss = network, list(class_names), loss
+        self.inference = inference
+        self.optimizer = optimizer
+        self.scheduler: LRSchedulerCallable | None = scheduler
+        self.poly_power, self.warmup_steps = poly_power, warmup_steps
+        self.heads_lr_multiplier = heads_lr_multiplier
+        self.confusion: Mapping[str, ConfusionMatrix] = nn.ModuleDict(  # type: ignore[assignment]
+            {name: ConfusionMatrix(len(class_names)) for name in output_names(len(network.branches))}
+        )
+        self.boundary: Mapping[str, BoundaryIoU] = nn.ModuleDict(  # type: ignore[assignment]
+            {name: BoundaryIoU(len(class_names)) for name in self.confusion}
+        )
+        self.boundary_iou = boundary_iou
+        self.images = SumMetric()
+        self.scores: dict[str, Scores] = {}
+        self.num_images = 0
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if compile:
+            self.network.compile()  # in place: checkpoint keys keep their names
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
+        return outputs_of(self.network(image))
+
+    def labels(self, image: Tensor) -> dict[str, Tensor]:
+        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels `(N, H, W)` uint8 by output name, as `inference` says."""
+        outputs = self.inference(lambda view: outputs_of(self.network(view, upsample=False)), image)
+        return {name: upsampled_labels(logits, image.shape[-2:]) for name, logits in outputs.items()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the branches' losses."""
+        losses = [self.loss(logits, batch["mask"]) for logits in self.network(batch["image"])]
+        loss: Tensor = sum(losses[1:], losses[0])
+        self.log("train/loss", loss, prog_bar=True)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            self.log(f"lr/{group['name']}", group["lr"])
+        for name, branch_loss in zip(self.confusion, losses, strict=False):
+            self.log(f"train/loss_{name}", branch_loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count each output's pixels."""
+        self._count(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Count each output's pixels; the labels `(N, H, W)` go to the callbacks."""
+        return self._count(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Labels `(N, H, W)` uint8 by output name."""
+        return self.labels(batch["image"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the epoch."""
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Score the split."""
+        self._score("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Backbones and heads as named groups; the schedule per optimiser step."""
+        backbones = {id(p) for branch in self.network.branches for p in branch.backbone.parameters()}
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "heads": []}
+        for parameter in self.network.parameters():
+            groups["backbone" if id(parameter) in backbones else "heads"].append(parameter)
+        try:
+            optimizer = self.optimizer([{"params": group, "name": name} for name, group in groups.items()])
+        except (TypeError, ValueError) as error:
+            raise CrosscoopError(f"model.optimizer: {error}. Correct its options.") from error
+        optimizer.param_groups[1]["lr"] *= self.heads_lr_multiplier
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each branch by itself, then the exchanges: without connections every branch trains as if alone."""
+        if not gradient_clip_val:
+            return
+        own = {id(p): i for i, branch in enumerate(self.network.branches) for p in branch.parameters()}
+        groups = optimizer.param_groups
+        try:
+            for part in sorted({own.get(id(p), -1) for p in self.network.parameters()}):
+                optimizer.param_groups = [
+                    {**group, "params": [p for p in group["params"] if own.get(id(p), -1) == part]} for group in groups
+                ]
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        finally:
+            optimizer.param_groups = groups
+
+    def _schedule(self, optimizer: Optimizer) -> LRScheduler:
+        if self.scheduler is not None:
+            try:
+                return self.scheduler(optimizer)
+            except (TypeError, ValueError) as error:
+                raise CrosscoopError(f"model.scheduler: {error}. Correct its options.") from error
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise CrosscoopError(
+                "The polynomial decay needs to know the last step: got neither trainer.max_epochs nor "
+                "trainer.max_steps. Set one, or another model.scheduler."
+            )
+        decay = max(int(total) - self.warmup_steps, 1)
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            return float(max(1 - (step - self.warmup_steps) / decay, 0) ** self.poly_power)
+
+        return LambdaLR(optimizer, factor)  # PolynomialLR would keep the old total when a resumed run gets longer
+
+    def _count(self, batch: Batch) -> dict[str, Tensor]:
+        labels = self.labels(batch["image"])
+        self.images.update(len(batch["mask"]))
+        for name, output in labels.items():
+            self.confusion[name].update(output, batch["mask"])
+            if self.boundary_iou:
+                self.boundary[name].update(output, batch["mask"])
+        return labels
+
+    def _score(self, stage: str) -> None:
+        """Log `stage/miou` of the ensemble (or of the only branch), each branch's, and IoU per class."""
+        figures: dict[str, float] = {}
+        self.num_images = int(self.images.compute())
+        self.images.reset()
+        for name, confusion in self.confusion.items():
+            self.scores[name] = scores = Scores(
+                confusion.compute().cpu(),
+                self.class_names,
+                self.boundary[name].compute().cpu() if self.boundary_iou else None,
+            )
+            confusion.reset()
+            self.boundary[name].reset()
+            suffix = "" if name == list(self.confusion)[-1] else f"_{name}"
+            figures[f"{stage}/miou{suffix}"] = scores.miou
+            figures[f"{stage}/pixel_accuracy{suffix}"] = scores.pixel_accuracy
+        per_class = scores.to_dict()["iou_per_class"].items()
+        figures |= {f"{stage}/iou/{name}": iou for name, iou in per_class if iou is not None}
+        for key, figure in figures.items():
+            self.log(key, figure, prog_bar=key == f"{stage}/miou", sync_dist=True)  # equal on all ranks already
