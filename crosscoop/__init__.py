@@ -7,10 +7,13 @@ from crosscoop.version import __version__
 
 if TYPE_CHECKING:
     from crosscoop.network import (
+        Branch,
         CooperativeNetwork,
         DeepLabV3Plus,
         Fusion,
+        Point,
         Strategy,
+        Walk,
         create_network,
         list_fusions,
         list_strategies,
@@ -27,12 +30,15 @@ else:
 
 
 __all__ = [
+    "Branch",
     "CooperativeNetwork",
     "DeepLabV3Plus",
     "Fusion",
+    "Point",
     "Prediction",
     "Predictor",
     "Strategy",
+    "Walk",
     "__version__",
     "create_network",
     "list_fusions",

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import FUSIONS, STRATEGIES, Fusion, Strategy, create_network
-from crosscoop.network.exchange import Connection, Exchange, NoExchange
+from crosscoop.network.exchange import Connection, Exchange
 from crosscoop.network.fusion import Add, Average, Concat, CrossStitch, get_fusion
 from crosscoop.network.strategy import DIRECTIONS, POINTS, get_strategy
 
@@ -113,7 +113,7 @@ def test_exchange_fits_channels_and_size_of_the_receiver():
     exchange = filled(Exchange([6, 4], Strategy(["connection1"]), Add))
     top, bottom = torch.randn(2, 6, 9, 13), torch.randn(2, 4, 5, 7)
     to_top, to_bottom = exchange([top, bottom])
-    weight = exchange.to_top.project.weight
+    weight = exchange.receivers[0].connections[0].project.weight
     received = functional.interpolate(functional.conv2d(bottom, weight), (9, 13), mode="bilinear")
     torch.testing.assert_close(to_top, top + received)
     assert to_bottom.shape == bottom.shape and not torch.equal(to_bottom, bottom)
@@ -123,9 +123,20 @@ def test_connection_of_equal_maps_has_no_parameters_of_its_own():
     assert not list(Connection(4, 4, Add, detach=False).parameters())
 
 
-def test_unconnected_point_keeps_any_number_of_maps():
-    maps = [torch.randn(1, 2, 3, 3) for _ in range(3)]
-    assert all(kept is given for kept, given in zip(NoExchange()(maps), maps, strict=True))
+@pytest.mark.parametrize(
+    ("direction", "expected"),
+    [("both", [123, 213, 312]), ("top_to_bottom", [1, 21, 312]), ("bottom_to_top", [123, 23, 3])],
+)
+def test_three_branches_receive_from_all_that_the_direction_names(direction, expected):
+    class Digits(Fusion):
+        """Leaves one digit to each sender, in the senders' order."""
+
+        def forward(self, own: Tensor, received: Tensor) -> Tensor:
+            return own * 10 + received
+
+    maps = [torch.full((1, 4, 2, 2), value) for value in (1.0, 2.0, 3.0)]
+    merged = Exchange([4, 4, 4], Strategy(["aspp"], direction), Digits)(maps)
+    assert [float(each.mean()) for each in merged] == expected
 
 
 def test_detach_stops_gradients_at_the_connection_but_not_in_it():
@@ -146,7 +157,8 @@ def test_points_are_those_of_the_papers_figure(make_pair, name):
     points = {"connection1": 1, "aspp": 5, "connection2": 1, "decoder": 3}
     receivers = 1 if name == "one_way" else 2
     for point, number in points.items():
-        operators = [module for module in getattr(network, point).modules() if isinstance(module, Fusion)]
+        exchanges = [exchange for key, exchange in network.exchanges.items() if key.startswith(point)]
+        operators = [module for exchange in exchanges for module in exchange.modules() if isinstance(module, Fusion)]
         assert len(operators) == (number * receivers if point in STRATEGIES[name].points else 0)
 
 
@@ -243,7 +255,7 @@ def test_own_strategy_and_operator_by_import_path(make_pair, own_module):
     fusion = {"class_path": f"{own_module}.Scaled", "init_args": {"factor": 3.0}}
     network = make_pair(f"{own_module}.early", fusion)
     assert [operator.factor for operator in network.modules() if isinstance(operator, Fusion)] == [3, 3]
-    assert network.connection1.to_top.detach
+    assert network.exchanges["connection1"].receivers[0].connections[0].detach
 
 
 def test_strategy_by_its_fields():
@@ -264,7 +276,6 @@ def test_catalogue_names_round_trip():
         ("crosscoop.network.nothing", "cannot be imported"),
         ("math.pi", "is a float, expected a crosscoop.Strategy"),
         ({"point": ["aspp"]}, r"got fields \['point'\], expected points, direction, detach"),
-        ({"points": ["asp"]}, "expected a list out of connection1, aspp, connection2, decoder"),
         ({"points": "aspp"}, "expected a list"),
         ({"points": ["aspp"], "direction": "up"}, "expected one of both, top_to_bottom, bottom_to_top"),
     ],
@@ -287,13 +298,16 @@ def test_wrong_fusion_is_told(given, message):
         get_fusion(given)
 
 
-@pytest.mark.parametrize("number", [1, 3])
-def test_only_two_branches_connect(number):
-    branches = ["test_efficientnet"] * number
-    network = create_network(branches, 5, "none", channels=16).eval()
-    assert len(network(torch.rand(1, 3, 32, 32))) == number
-    with pytest.raises(CrosscoopError, match=f"connects two branches .* got {number}"):
-        create_network(branches, 5, "cross", channels=16)
+def test_one_branch_alone_is_not_connected():
+    with pytest.raises(CrosscoopError, match="connects branches at aspp, decoder, but there is one branch only"):
+        create_network(["test_efficientnet"], 5, "cross", channels=16)
+
+
+def test_unknown_point_is_told(make_pair):
+    with pytest.raises(
+        CrosscoopError, match=r"got the points asp, expected .* connection1, aspp, connection2, decoder"
+    ):
+        make_pair({"points": ["asp"]})
 
 
 @pytest.mark.parametrize(

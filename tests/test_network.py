@@ -49,12 +49,11 @@ def test_branches_agree_with_the_figure_step_by_step(make_pair):
     )
     top, bottom = network.branches
     (low1, high1), (low2, high2) = top.backbone(image), bottom.backbone(image)
-    context1, context2 = top.aspp(high1 + high2), bottom.aspp(high1 + high2)
-    shared = context1 + context2
-    expected = [
-        branch.classify(branch.decoder(low, shared), image.shape[-2:])
-        for branch, low in zip((top, bottom), (low1, low2), strict=True)
-    ]
+    contexts = [branch.aspp.join([layer(high1 + high2) for layer in branch.aspp.layers]) for branch in (top, bottom)]
+    expected = []
+    for branch, low in ((top, low1), (bottom, low2)):
+        feature = branch.decoder.join(branch.decoder.project(low), contexts[0] + contexts[1])
+        expected.append(resize(branch.classifier(branch.decoder.second(feature)), image.shape[-2:]))
     torch.testing.assert_close(network(image), expected)
 
 

@@ -55,10 +55,6 @@ class ASPP(nn.Module):
         )
         self.project = ConvNormAct(len(self.layers) * out_channels, out_channels)
 
-    def forward(self, high: Tensor) -> Tensor:
-        """Turn `high` `(N, in_channels, H, W)` into the context `(N, out_channels, H, W)`."""
-        return self.join([layer(high) for layer in self.layers])
-
     def join(self, features: Sequence[Tensor]) -> Tensor:
         """Concatenate and project the layers' outputs, each `(N, out_channels, H, W)`."""
         context: Tensor = self.project(torch.cat(list(features), dim=1))

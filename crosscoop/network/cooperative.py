@@ -1,84 +1,128 @@
-"""The cooperative network: branches in lock-step, with the exchange points between their steps (figures 2 and 4)."""
+"""The cooperative network: it drives its branches' walks in lock-step, with exchanges between the steps (figure 4)."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.network.branch import DeepLabV3Plus
-from crosscoop.network.exchange import Exchange, NoExchange
+from crosscoop.network.branch import Branch
+from crosscoop.network.exchange import Exchange
 from crosscoop.network.fusion import Add, FusionFactory
 from crosscoop.network.strategy import Strategy
-
-T = TypeVar("T")
 
 
 class CooperativeNetwork(nn.Module):
     """Branches that exchange feature maps (Ikedo and Hotta, VISAPP 2022).
 
     Args:
-        branches: Top and bottom. One branch alone is the single-network baseline; any number may stand side by
-            side without connections.
+        branches: The branches, top first; any number. One alone is the single-network baseline.
         strategy: Which exchange points are connected, and in which direction.
         fusion: Makes a fusion operator from a number of channels.
 
+    Attributes:
+        exchanges: The exchange at each connected point, by the point's name.
+
     Raises:
-        CrosscoopError: The strategy connects top and bottom, but there are not two branches.
+        CrosscoopError: The strategy connects a single branch, or at points that not every branch has.
     """
 
-    branches: Sequence[DeepLabV3Plus]
-    aspp: Sequence[nn.Module]
-    decoder: Sequence[nn.Module]
+    branches: Sequence[Branch]
+    exchanges: Mapping[str, Exchange]
 
-    def __init__(self, branches: Sequence[DeepLabV3Plus], strategy: Strategy, fusion: FusionFactory = Add) -> None:
+    def __init__(self, branches: Sequence[Branch], strategy: Strategy, fusion: FusionFactory = Add) -> None:
         super().__init__()
-        if strategy.points and len(branches) != 2:
-            raise CrosscoopError(
-                f"The strategy connects two branches (top, bottom) at {', '.join(strategy.points)}; got "
-                f"{len(branches)}. Give two in network.branches, or set network.strategy to none."
-            )
-
-        def exchange(point: str, channels: list[int]) -> nn.Module:
-            return Exchange(channels, strategy, fusion) if point in strategy.points else NoExchange()
-
-        highs = [branch.aspp.in_channels for branch in branches]
-        contexts = [branch.aspp.out_channels for branch in branches]
-        details = [branch.decoder.projected_channels for branch in branches]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
-        self.connection1 = exchange("connection1", highs)
-        self.aspp = nn.ModuleList(exchange("aspp", contexts) for _ in branches[0].aspp.layers)  # type: ignore[assignment]
-        self.connection2 = exchange("connection2", contexts)
-        self.decoder = nn.ModuleList(  # type: ignore[assignment]
-            exchange("decoder", channels) for channels in (details, contexts, contexts)
+        points = connected(branches, strategy)
+        channels = [{point.name: point.channels for point in branch.points} for branch in branches]
+        self.exchanges = nn.ModuleDict(  # type: ignore[assignment]
+            {name: Exchange([own[name] for own in channels], strategy, fusion) for name in points}
         )
+        self.schedule = list(schedule(branches, points))
 
     def forward(self, image: Tensor, upsample: bool = True) -> list[Tensor]:
-        """Segment with every branch, step by step.
+        """Segment with every branch.
 
         Args:
             image: `(N, 3, H, W)` RGB in [0, 1], any size.
-            upsample: False leaves the logits at the stride of `low`, which is enough for `upsampled_labels`.
+            upsample: False leaves the logits at the resolution at which they are computed (`H/4, W/4`), which is
+                enough for `upsampled_labels`.
 
         Returns:
-            The logits of each branch, `(N, num_classes, H, W)`, or `H/4, W/4`. Their sum is the ensemble.
+            The logits of each branch, `(N, num_classes, H, W)`. Their sum is the ensemble.
         """
-        backbones = [branch.backbone for branch in self.branches]
-        aspps = [branch.aspp for branch in self.branches]
-        decoders = [branch.decoder for branch in self.branches]
+        return self.forward_maps(image, upsample=upsample)[0]
 
-        lows, highs = zip(*[backbone(image) for backbone in backbones], strict=True)
-        highs = self.connection1(highs)
-        layers = [exchange(each([aspp.layers[i] for aspp in aspps], highs)) for i, exchange in enumerate(self.aspp)]
-        contexts = each([aspp.join for aspp in aspps], zip(*layers, strict=True))
-        contexts = self.connection2(contexts)
-        details = self.decoder[0](each([decoder.project for decoder in decoders], lows))
-        features = self.decoder[1](each([decoder.join for decoder in decoders], details, contexts))
-        features = self.decoder[2](each([decoder.second for decoder in decoders], features))
-        size = (image if upsample else features[0]).shape[-2:]
-        return [branch.classify(feature, size) for branch, feature in zip(self.branches, features, strict=True)]
+    def forward_maps(
+        self, image: Tensor, names: Sequence[str] = (), upsample: bool = True
+    ) -> tuple[list[Tensor], dict[str, dict[int, Tensor]]]:
+        """Segment with every branch, and keep the maps of some exchange points.
+
+        Args:
+            image: `(N, 3, H, W)` RGB in [0, 1], any size.
+            names: The points whose maps to keep.
+            upsample: See `forward`.
+
+        Returns:
+            The logits of each branch; and, by a point's name, the map of each branch that has the point, by the
+            branch's number, as the exchange left it.
+        """
+        walks = [branch.walk(image, upsample) for branch in self.branches]
+        features, kept = [next(walk) for walk in walks], {}
+        for point, walkers in self.schedule:
+            if point in self.exchanges:
+                features = self.exchanges[point](features)
+            if point in names:
+                kept[point] = {i: features[i] for i in walkers}
+            features = [walks[i].send(own) if i in walkers else own for i, own in enumerate(features)]
+        return features, kept
 
 
-def each(steps: Sequence[Callable[..., T]], *features: Iterable[Any]) -> list[T]:
-    """Take the same step in every branch, with that branch's features."""
-    return [step(*own) for step, *own in zip(steps, *features, strict=True)]
+def connected(branches: Sequence[Branch], strategy: Strategy) -> list[str]:
+    """Names of the points that a strategy connects, in the order of the walks.
+
+    Raises:
+        CrosscoopError: It connects a single branch, or at points that not every branch has.
+    """
+    if not strategy.points:
+        return []
+    if len(branches) < 2:
+        raise CrosscoopError(
+            f"network.strategy connects branches at {', '.join(strategy.points)}, but there is one branch only. Name "
+            "two or more in network.branches, or set network.strategy to none."
+        )
+    first, *others = [[(point.name, point.group) for point in branch.points] for branch in branches]
+    shared = [both for both in first if all(both in other for other in others)]
+    known = list(dict.fromkeys(group for _, group in shared)) + [name for name, group in shared if name != group]
+    if unknown := [point for point in strategy.points if point not in known]:
+        raise CrosscoopError(
+            f"network.strategy: got the points {', '.join(unknown)}, expected a list out of those that all branches "
+            f"have: {', '.join(known)}."
+        )
+    names = [name for name, group in shared if {name, group} & set(strategy.points)]
+    for other in others:
+        if names != [name for name, _ in other if name in names]:
+            raise CrosscoopError(f"network.branches pass {', '.join(names)} in different orders; expected the same.")
+    return names
+
+
+def schedule(branches: Sequence[Branch], connected: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """Say who takes the next step: together at shared points, else each branch by itself.
+
+    Args:
+        branches: The branches.
+        connected: Names of the connected points, which all branches pass in this order.
+
+    Yields:
+        A point's name, and the numbers of the branches that leave it.
+    """
+    names = [[point.name for point in branch.points] for branch in branches]
+    if all(other == names[0] for other in names):
+        connected = names[0]
+    starts = [0] * len(branches)
+    for name in [*connected, None]:
+        for i, own in enumerate(names):
+            end = len(own) if name is None else own.index(name)
+            yield from ((alone, [i]) for alone in own[starts[i] : end])
+            starts[i] = end + 1
+        if name is not None:
+            yield name, list(range(len(branches)))

@@ -1,13 +1,16 @@
 """A network from names, in the manner of `timm.create_model`."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.backbone import Backbone
-from crosscoop.network.branch import DeepLabV3Plus
+from crosscoop.network.branch import Branch
 from crosscoop.network.cooperative import CooperativeNetwork
+from crosscoop.network.deeplabv3plus import DeepLabV3Plus
 from crosscoop.network.fusion import FusionFactory, get_fusion
+from crosscoop.network.lookup import find
 from crosscoop.network.strategy import Strategy, get_strategy
 from crosscoop.network.summed import SummedBackbones
 
@@ -28,7 +31,8 @@ def create_network(
     Args:
         branches: The backbone of each branch, top first, by timm name; `module:name` for one that the module registers
             with timm. `{backbone: NAME, depth: 4}` stops a backbone that cannot dilate after 4 halvings;
-            `{backbone: [NAME, NAME]}` sums the features of several backbones in front of one ASPP and decoder.
+            `{backbone: [NAME, NAME]}` sums the features of several backbones in front of one ASPP and decoder;
+            `{backbone: NAME, class_path: my_file.MyBranch, init_args: {...}}` is a `crosscoop.Branch` of your own.
         num_classes: Channels of the logits.
         strategy: none, one_way, cross, cross_c1, cross_c2 or cross_c1_c2; or the import path of your own
             `crosscoop.Strategy`, or its fields: `{points: [aspp, decoder], direction: both}`.
@@ -61,21 +65,39 @@ def create_network(
     connections, operator = get_strategy(strategy), get_fusion(fusion)
     if len(atrous_rates) != 3 or any(rate < 1 for rate in atrous_rates):
         raise CrosscoopError(f"network.atrous_rates: got {list(atrous_rates)}, expected three rates of at least 1.")
-    networks = [
-        DeepLabV3Plus(_backbone(branch, output_stride, weights), num_classes, channels, separable, atrous_rates)
-        for branch, weights in zip(branches, pretrained, strict=True)
-    ]
+    heads = {"channels": channels, "separable": separable, "atrous_rates": atrous_rates}
+    networks = []
+    for branch, weights in zip(branches, pretrained, strict=True):
+        fields: dict[str, Any] = {"backbone": branch} if isinstance(branch, str) else branch
+        if "backbone" not in fields or set(fields) - {"backbone", "depth", "class_path", "init_args"}:
+            raise CrosscoopError(
+                f"network.branches: got fields {sorted(fields)} of a branch, expected backbone and, if need be, depth, "
+                "class_path and init_args."
+            )
+        networks.append(_branch(fields, _backbone(fields, output_stride, weights), num_classes, heads))
     return CooperativeNetwork(networks, connections, operator)
 
 
-def _backbone(
-    branch: str | dict[str, Any], output_stride: int, pretrained: bool | str | list[bool | str]
-) -> Backbone | SummedBackbones:
-    fields: dict[str, Any] = {"backbone": branch} if isinstance(branch, str) else branch
-    if "backbone" not in fields or set(fields) - {"backbone", "depth"}:
+def _branch(
+    fields: dict[str, Any], backbone: Backbone | SummedBackbones, num_classes: int, heads: dict[str, Any]
+) -> Branch:
+    """Build a branch: DeepLabV3+ with the options that all heads share, or the user's own with its arguments."""
+    name, arguments = fields.get("class_path", "deeplabv3plus"), fields.get("init_args") or {}
+    branch = find(name, {"deeplabv3plus": DeepLabV3Plus}, "network.branches")
+    if not (isinstance(branch, type) and issubclass(branch, Branch)):
+        raise CrosscoopError(f"network.branches: {name!r} is {branch!r}, expected a subclass of crosscoop.Branch.")
+    try:
+        return branch(backbone, num_classes, **({**heads, **arguments} if branch is DeepLabV3Plus else arguments))
+    except TypeError as error:
         raise CrosscoopError(
-            f"network.branches: got fields {sorted(fields)} of a branch, expected backbone and, if need be, depth."
-        )
+            f"network.branches: got init_args {arguments} ({error}), expected those of {name}{signature(branch)}, "
+            "without backbone and num_classes, which come first."
+        ) from error
+
+
+def _backbone(
+    fields: dict[str, Any], output_stride: int, pretrained: bool | str | list[bool | str]
+) -> Backbone | SummedBackbones:
     several = isinstance(fields["backbone"], list)
     names = fields["backbone"] if several else [fields["backbone"]]
     weights = (

@@ -25,19 +25,6 @@ class Decoder(nn.Module):
         self.first = ConvNormAct(projected_channels + channels, channels, 3, separable=separable)
         self.second = ConvNormAct(channels, channels, 3, separable=separable)
 
-    def forward(self, low: Tensor, context: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            low: `(N, low_channels, H/4, W/4)`.
-            context: `(N, channels, h, w)`, the output of ASPP.
-
-        Returns:
-            The feature `(N, channels, H/4, W/4)`.
-        """
-        feature: Tensor = self.second(self.join(self.project(low), context))
-        return feature
-
     def join(self, detail: Tensor, context: Tensor) -> Tensor:
         """The first convolution, on the projected `low` and the context upsampled to its size."""
         feature: Tensor = self.first(torch.cat([detail, resize(context, detail.shape[-2:])], dim=1))

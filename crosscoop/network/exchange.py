@@ -1,4 +1,4 @@
-"""An exchange of feature maps between top and bottom (the paper's figure 4)."""
+"""An exchange of feature maps among branches (the paper's figure 4)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from crosscoop.network.strategy import Strategy
 
 
 class Connection(nn.Module):
-    """A path into one branch: fit the received map to the own one, then fuse.
+    """A path from one branch into another: fit the received map to the receiver's own one, then fuse.
 
     Args:
         channels: Channels of the receiver's map.
@@ -34,47 +34,56 @@ class Connection(nn.Module):
         return merged
 
 
-class Unconnected(nn.Module):
-    """No path into the branch: it keeps its own map."""
+class Receiver(nn.Module):
+    """One branch at an exchange point: it merges what it receives, in the senders' order.
 
-    def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Return `own`."""
+    Args:
+        connections: The connection from each sender, by the sender's number; none for a branch that only sends.
+    """
+
+    connections: Sequence[Connection]
+
+    def __init__(self, connections: dict[int, Connection]) -> None:
+        super().__init__()
+        self.senders = list(connections)
+        self.connections = nn.ModuleList(connections.values())  # type: ignore[assignment]
+
+    def forward(self, own: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Merge the senders' maps out of `features`, one per branch, into `own`."""
+        for sender, connection in zip(self.senders, self.connections, strict=True):
+            own = connection(own, features[sender])
         return own
 
 
 class Exchange(nn.Module):
-    """One exchange point of top and bottom. Both receive the other's map from before the exchange.
+    """One exchange point of any number of branches. Each receives the others' maps from before the exchange.
 
     Args:
-        channels: Channels of top's and of bottom's map.
-        strategy: Its direction says who receives.
+        channels: Channels of each branch's map.
+        strategy: Its direction says who receives from whom.
         fusion: Makes the fusion operators.
     """
 
+    receivers: Sequence[Receiver]
+
     def __init__(self, channels: Sequence[int], strategy: Strategy, fusion: FusionFactory) -> None:
         super().__init__()
-        top, bottom = channels
-        self.to_top: nn.Module = Unconnected()
-        self.to_bottom: nn.Module = Unconnected()
-        if strategy.direction in ("both", "bottom_to_top"):
-            self.to_top = Connection(top, bottom, fusion, strategy.detach)
-        if strategy.direction in ("both", "top_to_bottom"):
-            self.to_bottom = Connection(bottom, top, fusion, strategy.detach)
-        symmetric = type(getattr(self.to_top, "fusion", None)) in SYMMETRIC
-        self.shared = symmetric and top == bottom and strategy.direction == "both" and not strategy.detach
+        self.receivers = nn.ModuleList(  # type: ignore[assignment]
+            Receiver(
+                {
+                    sender: Connection(own, received, fusion, strategy.detach)
+                    for sender, received in enumerate(channels)
+                    if strategy.connects(sender, receiver)
+                }
+            )
+            for receiver, own in enumerate(channels)
+        )
+        operators = [connection.fusion for receiver in self.receivers for connection in receiver.connections]
+        symmetric = len(operators) == 2 and all(type(operator) in SYMMETRIC for operator in operators)
+        self.shared = symmetric and channels[0] == channels[1] and not strategy.detach
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Exchange the branches' maps, each `(N, C, H, W)`."""
-        top, bottom = features
-        merged = self.to_top(top, bottom)
-        if self.shared and top.shape == bottom.shape:  # the sum is the same for both: computed and kept once
-            return [merged, merged]
-        return [merged, self.to_bottom(bottom, top)]
-
-
-class NoExchange(nn.Module):
-    """An exchange point that is not connected: every branch, however many, keeps its own map."""
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return the maps."""
-        return list(features)
+        if self.shared and features[0].shape == features[1].shape:  # the same for both: computed and kept once
+            return [self.receivers[0](features[0], features)] * 2
+        return [receiver(own, features) for receiver, own in zip(self.receivers, features, strict=True)]

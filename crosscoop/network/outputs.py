@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 
-def output_names(num_branches: int) -> list[str]:
-    """What the outputs of so many branches are called: the branches first, their ensemble last."""
+def branch_names(num_branches: int) -> list[str]:
+    """Name so many branches."""
     if num_branches == 1:
         return ["network"]
-    branches = ["top", "bottom"] if num_branches == 2 else [f"branch{i}" for i in range(num_branches)]
-    return [*branches, "ensemble"]
+    return ["top", "bottom"] if num_branches == 2 else [f"branch{i}" for i in range(num_branches)]
+
+
+def output_names(num_branches: int) -> list[str]:
+    """Name the outputs of so many branches: the branches first, their ensemble last."""
+    return branch_names(num_branches) + (["ensemble"] if num_branches > 1 else [])
 
 
 def outputs_of(logits: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.network.lookup import find
 
 POINTS = ("connection1", "aspp", "connection2", "decoder")
-"""The exchange points, in the order in which data passes them."""
+"""The exchange points of DeepLabV3+, in the order in which data passes them."""
 
 DIRECTIONS = ("both", "top_to_bottom", "bottom_to_top")
 
@@ -18,12 +18,14 @@ class Strategy:
     """A connection strategy, declared. Your own is one such line in a file of yours.
 
     Args:
-        points: The connected exchange points, of `connection1`, `aspp`, `connection2`, `decoder`.
-        direction: `both`, `top_to_bottom` or `bottom_to_top`.
+        points: The connected exchange points, of `connection1`, `aspp`, `connection2`, `decoder`; `aspp1` to `aspp5`
+            and `decoder1` to `decoder3` are the single layers of ASPP and decoder.
+        direction: `both` connects every pair of branches, `top_to_bottom` every earlier branch to every later one,
+            `bottom_to_top` the reverse.
         detach: Whether gradients stop at the connections.
 
     Raises:
-        CrosscoopError: A point or the direction is unknown.
+        CrosscoopError: The points are not a list, or the direction is unknown.
     """
 
     points: Sequence[str] = ()
@@ -31,13 +33,18 @@ class Strategy:
     detach: bool = False
 
     def __post_init__(self) -> None:
-        unknown = [point for point in self.points if point not in POINTS]
-        if unknown or isinstance(self.points, str):
+        if isinstance(self.points, str):
             raise CrosscoopError(f"Strategy: got points {self.points!r}, expected a list out of {', '.join(POINTS)}.")
         if self.direction not in DIRECTIONS:
             raise CrosscoopError(
                 f"Strategy: got direction {self.direction!r}, expected one of {', '.join(DIRECTIONS)}."
             )
+
+    def connects(self, sender: int, receiver: int) -> bool:
+        """Whether a branch receives the maps of another one at the connected points."""
+        return sender != receiver and (
+            self.direction == "both" or (sender < receiver) == (self.direction == "top_to_bottom")
+        )
 
 
 STRATEGIES = {
