@@ -59,6 +59,34 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def include_yaml(value: Any, folder: Path, above: tuple[Path, ...] = ()) -> Any:
+    """Replace the name of every YAML file in a configuration by what that file contains.
+
+    Args:
+        value: The configuration, or a part of it.
+        folder: What the names are relative to.
+        above: The files that the value lies in.
+
+    Raises:
+        CrosscoopError: A file cannot be read, holds something other than a mapping, or includes itself.
+    """
+    if isinstance(value, dict):
+        return {key: include_yaml(entry, folder, above) for key, entry in value.items()}
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (path := (folder / value).resolve()).is_file():
+        if path in above:
+            raise CrosscoopError(f"{path}: got a file that includes itself, expected a chain of files that ends.")
+        return include_yaml(load_yaml(path), path.parent, (*above, path))
+    return value
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def shorten(items: Iterable[object], count: int = 3) -> str:
     """The first items as text, and how many more there are.
 

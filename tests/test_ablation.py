@@ -22,9 +22,10 @@ from crosscoop.ablation.cost import measure, planned_steps
 from crosscoop.ablation.grid import Ablation, read_ablation, slug
 from crosscoop.ablation.summary import Figures, summarise
 from crosscoop.ablation.tables import latex, write_tables
-from crosscoop.ablation.workers import STOPPED, Workers, duration, environment, last_error
+from crosscoop.ablation.workers import STOPPED, Workers, environment, last_error
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
+from crosscoop.files import duration
 from crosscoop.network import Fusion, create_network
 
 BASE = {
@@ -161,7 +162,7 @@ def test_digest_stands_for_the_configurations(grid):
         ),
         ({"tests": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would share one folder; give them other names in tests"),
         ({"checkpoint": "lst.ckpt"}, "checkpoint: got 'lst.ckpt', expected 'best.ckpt' or 'last.ckpt'"),
-        ({"base": "grid.yaml"}, "base grid.yaml names itself"),
+        ({"base": "grid.yaml"}, "grid.yaml: got a file that includes itself"),
         ({"baseline": ["Ensemble", "Ensemble"]}, "got baseline 'Ensemble', expected one of .*, each once"),
         ({"baseline": "none"}, "got baseline 'none', expected one of ResNet, Ensemble"),
         (
@@ -458,7 +459,7 @@ def test_workers_share_cores_and_gpus(monkeypatch):
 
 
 def test_durations_read_well():
-    assert [duration(seconds) for seconds in (40, 720, 11100)] == ["40 s", "12 min", "3 h 05 min"]
+    assert [duration(seconds) for seconds in (0.123, 40, 720, 11100)] == ["0.12 s", "40 s", "12 min", "3 h 05 min"]
 
 
 # -- the tables

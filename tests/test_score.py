@@ -273,7 +273,7 @@ def test_configurations_of_all_forms(voc: Path, tmp_path: Path) -> None:
 def test_what_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.yaml").write_text("trainer: {max_epochs: 2}")
     (tmp_path / "broken.yaml").write_text("a: [")
-    for name, message in {"other": "without data", "broken": "readable YAML", "absent": "No such file"}.items():
+    for name, message in {"other": "without data", "broken": "cannot be read", "absent": "No such file"}.items():
         options = ("--predictions x", "--config", tmp_path / f"{name}.yaml")
         assert message in refused(capsys, "score", *options)
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import load_yaml, write_yaml
+from crosscoop.files import include_yaml, load_yaml, write_yaml
 
 Config = dict[str, Any]
 Options = Annotated[Config, BeforeValidator(lambda options: {} if options is None else options)]
@@ -161,10 +161,8 @@ def read_ablation(path: Path) -> Ablation:
     if not isinstance(content.get("base"), (str, dict)):
         raise CrosscoopError(f"{path}: got no base, expected the path of a configuration of fit.")
     if isinstance(content["base"], str):
-        try:
-            content["base"] = compose(path.parent / content["base"])
-        except RecursionError:
-            raise CrosscoopError(f"{path}: base {content['base']} names itself; expected files that end.") from None
+        base = path.parent / content["base"]
+        content["base"] = include_yaml(load_yaml(base), base.parent)
     try:
         ablation = Ablation(**content)
     except ValidationError as wrong:
@@ -197,20 +195,6 @@ def _check(ablation: Ablation, path: Path) -> None:
         if "seed_everything" in options:
             raise CrosscoopError(f"{path}: got seed_everything in row {name!r}, expected the seeds in seeds.")
         ablation.config(name, ablation.seeds[0])
-
-
-def compose(path: Path) -> Config:
-    """A configuration with the further YAML files that it names put in their places."""
-
-    def included(value: Any, folder: Path) -> Any:
-        if isinstance(value, dict):
-            return {key: included(entry, folder) for key, entry in value.items()}
-        if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (folder / value).is_file():
-            return compose(folder / value)
-        return value
-
-    content: Config = included(load_yaml(path), path.parent)
-    return content
 
 
 def slug(name: str) -> str:

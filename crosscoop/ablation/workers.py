@@ -22,6 +22,7 @@ from rich.text import Text
 from crosscoop.ablation.cell import TAKEN, state, tests
 from crosscoop.ablation.grid import Ablation, Cell
 from crosscoop.evaluation.records import percent
+from crosscoop.files import duration
 
 STYLES = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
 SIGNALLED = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, 130, 143, 128 + signal.SIGUSR1}
@@ -207,14 +208,6 @@ def environment(slot: int, count: int) -> dict[str, str]:
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus if gpus != [""] else [str(i) for i in range(torch.cuda.device_count())]
     return {**variables, "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else variables
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def last_error(log: str) -> str:

@@ -11,9 +11,9 @@ from crosscoop.ablation.cell import given_test, state, tests
 from crosscoop.ablation.grid import Ablation, Cell, read_ablation
 from crosscoop.ablation.summary import summarise
 from crosscoop.ablation.tables import write_tables
-from crosscoop.ablation.workers import ELSEWHERE, STOPPED, STYLES, Workers, duration
+from crosscoop.ablation.workers import ELSEWHERE, STOPPED, STYLES, Workers
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import load_yaml, write_yaml
+from crosscoop.files import duration, load_yaml, write_yaml
 
 
 def ablate(

@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter 
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
+from crosscoop.files import include_yaml, load_yaml
 
 
 class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -82,24 +83,11 @@ def read_data(path: Path) -> str:
     Raises:
         CrosscoopError: The file cannot be read, or names no data.
     """
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CrosscoopError(f"--config: got {path} ({error}), expected a readable YAML file.") from error
-    found = content if isinstance(content, dict) else {}
-    data = found if "dataset" in found else found.get("data")
+    content = load_yaml(path)
+    data = content if "dataset" in content else content.get("data")
     if data is None:
         raise CrosscoopError(
             f"--config: got {path} without data, expected a configuration of fit, a run's config.yaml, or a file with "
             "dataset: and its options."
         )
-    return str(yaml.safe_dump({"data": _absolute(data, path.parent)}))
-
-
-def _absolute(value: Any, folder: Path) -> Any:
-    """Names of further YAML files, which are relative to the file that names them, from anywhere."""
-    if isinstance(value, dict):
-        return {key: _absolute(entry, folder) for key, entry in value.items()}
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (folder / value).is_file():
-        return str((folder / value).resolve())
-    return value
+    return str(yaml.safe_dump({"data": include_yaml(data, path.parent)}))

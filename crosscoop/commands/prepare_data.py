@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.progress import track
 
 from crosscoop.data import SegmentationData
-from crosscoop.data.prepared import PreparedSample, decode, files_of, fingerprint, read_index, write_index
+from crosscoop.data.prepared import PreparedSample, decode, fingerprint, only_files, read_index, write_index
 from crosscoop.errors import CrosscoopError
 
 
@@ -31,7 +31,7 @@ def prepare_data(data: SegmentationData, output: str, splits: str | None = None)
     """
     data.prepare_data()
     for split in (splits or data.dataset.train_split).split(","):
-        samples, folder = files_of(data.dataset.samples(split)), Path(output) / split
+        samples, folder = only_files(data.dataset.samples(split)), Path(output) / split
         known = read_index(folder)
         todo = [PreparedSample(sample, folder) for sample in samples if known.get(sample.name) != fingerprint(sample)]
         try:

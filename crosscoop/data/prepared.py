@@ -82,7 +82,7 @@ def prepared_samples(folder: Path, split: str, samples: Sequence[Sample]) -> Seq
     known = read_index(folder / split)
     if not known:
         return samples
-    sources = files_of(samples)
+    sources = only_files(samples)
     if stale := [sample.name for sample in sources if known.get(sample.name) != fingerprint(sample)]:
         raise CrosscoopError(
             f"data.prepared: {len(stale)} of the {len(samples)} samples are not in {folder / split}, or have changed "
@@ -100,7 +100,7 @@ def decode(sample: PreparedSample) -> FileSample:
     return sample.source
 
 
-def files_of(samples: Iterable[Sample]) -> list[FileSample]:
+def only_files(samples: Iterable[Sample]) -> list[FileSample]:
     """The samples, all of which are files.
 
     Raises:

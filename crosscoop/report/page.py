@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup, escape
 
 from crosscoop.evaluation.records import describe, percent
+from crosscoop.files import duration
 from crosscoop.report import charts, tables
 from crosscoop.report.gallery import DIFFERENCES, Gallery
 from crosscoop.report.runs import Run, describe_validation
@@ -62,12 +63,6 @@ def in_words(protocols: Mapping[str, str]) -> str:
         return f"{next(iter(protocols.values()))}."
     names = {words: ", ".join(name for name in protocols if protocols[name] == words) for words in protocols.values()}
     return " ".join(f"{name}: {words}." for words, name in names.items())
-
-
-def duration(seconds: float) -> str:
-    """A time in the largest unit of which it has one."""
-    unit, name = next(((u, n) for u, n in ((3600, "h"), (60, "min")) if seconds >= u), (1, "s"))
-    return f"{seconds / unit:.3g} {name}"
 
 
 def signed(difference: float) -> str:

@@ -8,12 +8,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from crosscoop.data.configured import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import describe
+from crosscoop.files import load_yaml
 
 Settings = dict[str, Any]
 """A configuration as `fit` or `test` wrote it."""
@@ -72,7 +71,7 @@ class Run:
     def evaluation(self, stage: str) -> Settings:
         """The configuration of the last `test` or `validate`; of `fit`, where there was none."""
         path = self.folder / f"{stage}.yaml"
-        return _load_yaml(path) if path.is_file() else self.config
+        return load_yaml(path) if path.is_file() else self.config
 
     def checkpoint(self, evaluation: Settings) -> Path:
         """The checkpoint that was evaluated, which lies in the folder even if that was moved."""
@@ -117,12 +116,13 @@ def read_run(folder: Path, name: str) -> Run:
         )
     run, missing = Run(folder, name), dict[str, list[str]]()
     for file, (attribute, load, source) in PIECES.items():
-        try:
-            setattr(run, attribute, load(folder / file))
-        except FileNotFoundError:
+        if not (folder / file).is_file():
             if file != "branches.json" or run.outputs[:1] == ["top"]:  # one branch cannot differ from itself
                 missing.setdefault(source, []).append(file)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, csv.Error) as error:
+            continue
+        try:
+            setattr(run, attribute, load(folder / file))
+        except (CrosscoopError, OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
             run.notices.append(f"{file} cannot be read ({type(error).__name__}: {error}); {source} writes it anew.")
     run.notices += [f"Missing: {', '.join(files)}; run {source}." for source, files in missing.items()]
     if run.metrics and run.metrics["stage"] != "test":
@@ -140,13 +140,6 @@ def describe_validation(config: Settings) -> str:
     except (CrosscoopError, KeyError, TypeError):
         return "protocol unknown"
     return f"{words['dataset']} {words['split']}, {words['evaluation']}, {inference}"
-
-
-def _load_yaml(path: Path) -> Settings:
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"got {type(content).__name__}, expected a mapping")
-    return content
 
 
 def _load_json(path: Path) -> Any:
@@ -199,7 +192,7 @@ def _finite(row: dict[str, str]) -> dict[str, float]:
 
 
 PIECES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "config.yaml": ("config", _load_yaml, "`crosscoop fit`"),
+    "config.yaml": ("config", load_yaml, "`crosscoop fit`"),
     "history.csv": ("history", _load_history, "`crosscoop fit`"),
     "metrics.json": ("metrics", _load_metrics, "`crosscoop test`"),
     "confusion.json": ("confusion", _load_confusion, "`crosscoop test`"),
