@@ -17,8 +17,9 @@ from textwrap import fill
 import numpy as np
 from scipy.stats import t
 
-from crosscoop.ablation.grid import Ablation, read_ablation
-from crosscoop.ablation.summary import Figures, Row, Summary
+from crosscoop.ablation.cell import tests
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation
+from crosscoop.ablation.summary import Figures, Summary, summarise
 from crosscoop.ablation.tables import (
     MIOU,
     NOTES,
@@ -33,13 +34,21 @@ from crosscoop.ablation.tables import (
     percent,
     write_tables,
 )
+from crosscoop.files import write_json
 
 STUDY = Path(__file__).parent
 PAGES = (STUDY.parent / "camvid-study.md", STUDY.parents[1] / "README.md")
 FULL, HALF = "seen at full size", "seen at the training size"
 MEASURED = {
-    FULL: "CamVid test, 233 images, whole images at their own size, single scale, no flip",
-    HALF: "CamVid test, 233 images, whole images at their own size, scales 0.5, no flip",
+    test: {
+        "dataset": "CamVid",
+        "split": "test",
+        "num_images": 233,
+        "official_num_images": 233,
+        "evaluation": "whole images at their own size",
+        "inference": inference,
+    }
+    for test, inference in ((FULL, "single scale, no flip"), (HALF, "scales 0.5, no flip"))
 }
 """How each test was measured, as the runs recorded it."""
 MOBILE, RESNET, CONTROL = "MobileNetV2 alone", "ResNet-50 V2 alone", "control, one head"
@@ -130,33 +139,35 @@ def outputs(cell: str, test: str, protocol: str = "fourth") -> dict[str, Figures
     return {name: each for name, each in found.items() if each.values}
 
 
-def summarise(test: str) -> Summary:
-    """Summarise a test of the study as `crosscoop ablate` does with run folders."""
+def restore(runs: Path) -> None:
+    """Write the records that `crosscoop ablate --tables` reads, as the study's runs left them."""
     classes = list(dict.fromkeys(key[4] for key in RESULTS if key[4]))
-    rows = []
-    for name in ABLATION.rows:
-        row = Row(name, outputs(name, test), protocols=[MEASURED[test]])
-        row.classes = {each: figures(name, test, "iou", list(row.outputs)[-1], each) for each in classes}
-        if "ensemble" in row.outputs:
-            top, bottom, ensemble = (each.values for each in row.outputs.values())
-            row.gain = Figures({seed: value - max(top[seed], bottom[seed]) for seed, value in ensemble.items()})
-            row.branches = {
-                "only_top": figures(name, test, "only_right", "top"),
-                "only_bottom": figures(name, test, "only_right", "bottom"),
-                "neither": figures(name, test, "neither_right"),
-                "saved": figures(name, test, "saved", "ensemble"),
-                "lost": figures(name, test, "lost", "ensemble"),
-                "disagree": figures(name, test, "disagree"),
-            }
-        row.seconds = figures(name, "training", "seconds")
-        row.parameters, row.macs = (
-            int(figures(name, "training", metric).values[0]) for metric in ("parameters", "macs")
-        )
-        rows.append(row)
-    return Summary(ABLATION, test, rows)
+    for cell in ABLATION.all_cells(runs):
+
+        def value(test: str, metric: str, output: str = "", class_name: str = "", cell: Cell = cell) -> float:
+            return figures(cell.name, test, metric, output, class_name).values[cell.seed]
+
+        costs = {metric: int(value("training", metric)) for metric in ("parameters", "macs")}
+        write_json(cell.folder / "cost.json", {**costs, "seconds": value("training", "seconds")})
+        for test, folder in tests(ABLATION, cell).items():
+            miou = {name: {"miou": value(test, "miou", name)} for name in outputs(cell.name, test)}
+            iou = {name: value(test, "iou", list(miou)[-1], name) for name in classes}
+            write_json(folder / "metrics.json", {"protocol": MEASURED[test], "outputs": miou, "iou_per_class": iou})
+            if "ensemble" in miou:
+                shares = {
+                    "only_top": value(test, "only_right", "top"),
+                    "only_bottom": value(test, "only_right", "bottom"),
+                    "neither": value(test, "neither_right"),
+                    "saved": value(test, "saved", "ensemble"),
+                    "lost": value(test, "lost", "ensemble"),
+                    "disagree": value(test, "disagree"),
+                }
+                write_json(folder / "branches.json", {"all": shares})
 
 
-SUMMARIES = {test: summarise(test) for test in ABLATION.tests}
+with TemporaryDirectory() as folder:
+    restore(Path(folder))
+    SUMMARIES = {test: summarise(ABLATION, Path(folder), test) for test in ABLATION.tests}
 PAIRS = [row.name for row in SUMMARIES[FULL].rows if row.branches]
 
 
@@ -263,7 +274,13 @@ def second() -> Table:
 def first() -> Table:
     """The first protocol's cells."""
     cells = {MOBILE: MOBILE, RESNET: RESNET, "`none`": "none", "`cross_c1_c2`, `add`": "cross_c1_c2", CONTROL: CONTROL}
-    table = [["", *(f"{size}: top / bottom / ensemble" for size in ("half size", "full size")), "disagree, full (%)"]]
+    table = [
+        [
+            "",
+            *(f"{size}: top / bottom / ensemble" for size in ("half size", "full size")),
+            "branches disagree at full size (%)",
+        ]
+    ]
     for words, cell in cells.items():
         disagree = figures(cell, FULL, "disagree", protocol="first").values.get(0)
         share = number(disagree and 100 * disagree, "{:.1f}")
