@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what they are read as: the ground floor."""
+"""Files written completely or not at all, and values read from or shown to users: the ground floor."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +14,10 @@ from crosscoop.errors import CrosscoopError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and vanishes otherwise.
+    """Yield a temporary file beside `path` that replaces it when the block succeeds, and is removed otherwise.
 
     Args:
-        path: The file that appears whole or not at all; its folder is created.
+        path: The file that appears completely or not at all; its folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")  # machines that share a folder share pids
@@ -33,22 +33,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON at once or not at all."""
+    """Write JSON atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
-    """Write YAML at once or not at all: other workers may be reading it."""
+    """Write YAML atomically: other workers may be reading it."""
     with replacing(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Return the mapping that a YAML file contains.
 
     Raises:
-        CrosscoopError: It cannot be read, or holds something else.
+        CrosscoopError: The file cannot be read, or contains something else.
     """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def shorten(items: Iterable[object], count: int = 3) -> str:
-    """The first items as text, and how many more there are.
+    """Return the first items as text, and how many more there are.
 
     Args:
         items: What to name, in order.

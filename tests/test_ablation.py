@@ -377,7 +377,7 @@ def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path, cap
     [
         ("Epoch 1\ncrosscoop: error: got\n  nine\nAll options: crosscoop fit --help\n", "got nine"),
         ("Traceback:\n  File x\nRuntimeError: no\n", "RuntimeError: no"),
-        ("", "no word of it"),
+        ("", "no output"),
     ],
 )
 def test_reason_of_a_failure(log, reason):

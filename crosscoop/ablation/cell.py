@@ -1,4 +1,4 @@
-"""One cell: train it, test it, and leave its records in its folder. `python -m crosscoop.ablation.cell RUNS CELL`."""
+"""One cell: train it, test it, and write its records to its folder. `python -m crosscoop.ablation.cell RUNS CELL`."""
 
 import json
 import signal
@@ -19,13 +19,13 @@ TAKEN = 75
 
 
 TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "epoch"}}
-"""Lightning's clock, which goes on where a resumed training stopped; its default for `interval` has no YAML form."""
+"""Lightning's clock, which continues where a resumed training stopped; its default for `interval` has no YAML form."""
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
 
 def state(ablation: Ablation, cell: Cell) -> str:
-    """What a cell's folder says: done, failed, running (somewhere), interrupted or waiting."""
+    """Return a cell's state from its folder: done, failed, running (somewhere), interrupted or waiting."""
     if all((folder / "metrics.json").is_file() for folder in tests(ablation, cell).values()):
         return "done"
     if (cell.folder / ".lock").is_file() and _is_held(cell.folder / ".lock"):
@@ -36,17 +36,17 @@ def state(ablation: Ablation, cell: Cell) -> str:
 
 
 def tests(ablation: Ablation, cell: Cell) -> dict[str, Path]:
-    """The folder of each test of a cell."""
+    """Return the folder of each test of a cell."""
     return {name: cell.folder / slug(name) for name in ablation.tests}
 
 
 def given_test(ablation: Ablation, name: str) -> dict[str, Any]:
-    """What a test gets; kept beside its figures."""
+    """Return what a test is run with; kept beside its results."""
     return {"checkpoint": ablation.checkpoint, "options": ablation.tests[name]}
 
 
 def run(ablation: Ablation, cell: Cell) -> None:
-    """Train and test a cell, or go on with it.
+    """Train and test a cell, or resume it.
 
     Args:
         ablation: The ablation.
@@ -59,12 +59,12 @@ def run(ablation: Ablation, cell: Cell) -> None:
     from crosscoop.ablation.cost import measure
 
     cell.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(cell.folder / ".lock", timeout=1):  # longer than another worker's look at it, `_is_held`, takes
+    with FileLock(cell.folder / ".lock", timeout=1):  # longer than another worker's check, `_is_held`, takes
         given = cell.folder / "given.yaml"
         write_yaml(given, cell.config)
         cost = cell.folder / "cost.json"
         if not cost.is_file():
-            timed = (cell.config.get("trainer") or {}).get("max_time")  # Lightning then brings its clock itself
+            timed = (cell.config.get("trainer") or {}).get("max_time")  # Lightning then adds its own clock
             timer = [] if timed else [f"--trainer.callbacks+={json.dumps(TIMER)}"]
             _crosscoop("fit", "--config", given, "--run", cell.folder, "--resume", *timer)
             write_json(cost, {**asdict(measure(cell)), "seconds": _seconds(cell.folder / "last.ckpt")})
@@ -80,9 +80,9 @@ def run(ablation: Ablation, cell: Cell) -> None:
 
 
 def _crosscoop(command: str, *options: object) -> None:
-    """A command in a process of its own, since Lightning starts the ranks of further GPUs by this process's words.
+    """Run a command in its own process, since Lightning starts the ranks of further GPUs with this process's arguments.
 
-    Signals that ask us to stop are passed on.
+    Signals that ask for a stop are passed on.
     """
     process = subprocess.Popen([sys.executable, "-m", "crosscoop", command, *map(str, options), *QUIET])
 
@@ -106,7 +106,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _seconds(checkpoint: Path) -> float:
-    """The training's seconds, interruptions left out, as Lightning's Timer kept them."""
+    """Return the training time in seconds without interruptions, as recorded by Lightning's Timer."""
     import torch
 
     timer = torch.load(checkpoint, weights_only=True, map_location="cpu")["callbacks"]["Timer"]

@@ -1,4 +1,4 @@
-"""What a cell costs: parameters, multiply-adds and time, before it runs."""
+"""The cost of a cell before it runs: parameters, multiply-adds and time."""
 
 import time
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from crosscoop.training.loss import CrossEntropy
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell's network costs.
+    """The cost of a cell's network.
 
     Attributes:
         parameters: Its parameters.
@@ -38,20 +38,20 @@ def measure(cell: Cell) -> Cost:
         cell: The cell.
 
     Raises:
-        CrosscoopError: The network cannot be made, or does not run.
+        CrosscoopError: The network cannot be created, or does not run.
     """
     data = open_data(cell.config)
     try:
         network, counter = _count(cell, data, "meta")
     except CrosscoopError:
         raise
-    except Exception:  # an operator of the user's may look at the values of a map
+    except Exception:  # a user-defined operator may look at the values of a map
         try:
             network, counter = _count(cell, data, "cpu")
         except Exception as error:
             raise CrosscoopError(
                 f"network: got {type(error).__name__} ({error}) from a forward pass, expected one that works on a "
-                f"(1, 3, {data.crop_size}, {data.crop_size}) image. Mend the operator."
+                f"(1, 3, {data.crop_size}, {data.crop_size}) image. Fix the operator."
             ) from error
     return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2, data.crop_size)
 
@@ -66,8 +66,8 @@ def _count(cell: Cell, data: SegmentationData, device: str) -> tuple[nn.Module, 
 def estimate_seconds(cell: Cell) -> float | None:
     """Time one crop's forward and backward pass here, and multiply by what the training asks for.
 
-    Evaluation and data loading are not counted. None where trainer says neither max_steps nor max_epochs, and where the
-    data is not here.
+    Evaluation and data loading are not counted. None where trainer sets neither max_steps nor max_epochs, and where the
+    data is not available.
 
     Args:
         cell: The cell.
@@ -95,14 +95,14 @@ def estimate_seconds(cell: Cell) -> float | None:
 
 
 def planned_steps(trainer: dict[str, Any], steps_per_epoch: int) -> int | None:
-    """How many steps a training is to take; None where trainer limits neither steps nor epochs.
+    """Return how many steps a training will take; None where trainer limits neither steps nor epochs.
 
     Args:
         trainer: The options of the trainer.
         steps_per_epoch: Steps of an epoch.
     """
     limits = trainer.get("max_steps") or 0, steps_per_epoch * (trainer.get("max_epochs") or 0)
-    return min((limit for limit in limits if limit > 0), default=None)  # Lightning's word for no limit is -1
+    return min((limit for limit in limits if limit > 0), default=None)  # Lightning writes no limit as -1
 
 
 def _network(cell: Cell, num_classes: int) -> nn.Module:

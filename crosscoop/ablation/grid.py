@@ -39,13 +39,13 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What people call it, and what `--cell` takes: `cross_c1_c2/seed0`."""
+        """The cell's name in messages, and for `--cell`: `cross_c1_c2/seed0`."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))
 class Ablation:
-    """An ablation as its YAML tells it.
+    """An ablation as its YAML describes it.
 
     Attributes:
         base: The configuration of fit that all cells share; in the YAML a file's path, or the configuration itself.
@@ -85,12 +85,12 @@ class Ablation:
 
     @property
     def digest(self) -> str:
-        """Ten letters that stand for all configurations of this ablation."""
+        """A digest of all configurations of this ablation, ten characters."""
         text = json.dumps([self.base, self.rows, self.tests, self.checkpoint], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def all_cells(self, runs: Path) -> list[Cell]:
-        """Every cell, one seed after the other, so that a first table is there early.
+        """Return every cell, one seed after the other, so that a first table is complete early.
 
         Args:
             runs: The folder of all runs.
@@ -102,7 +102,7 @@ class Ablation:
         ]
 
     def cell(self, runs: Path, name: str) -> Cell:
-        """A cell by its label, or by its number.
+        """Return a cell by its label, or by its number.
 
         Args:
             runs: The folder of all runs.
@@ -119,10 +119,10 @@ class Ablation:
         raise CrosscoopError(f"--cell: got {name!r}, expected 0 to {len(cells) - 1}, or one of {labels}.")
 
     def config(self, name: str, seed: int) -> Config:
-        """The configuration of a cell: the base with the row's options.
+        """Return the configuration of a cell: the base with the row's options.
 
         Raises:
-            CrosscoopError: An option lies in something that is no group.
+            CrosscoopError: An option lies in something that is not a group.
         """
         config = {**copy.deepcopy(self.base), "seed_everything": seed}
         for option, value in self.rows[name].items():
@@ -140,7 +140,7 @@ class Ablation:
         return config
 
     def save(self, path: Path) -> None:
-        """Write it as YAML, its base inside."""
+        """Write the ablation as YAML, including its base."""
         write_yaml(path, asdict(self))
 
 
@@ -148,7 +148,7 @@ def read_ablation(path: Path) -> Ablation:
     """Read an ablation's YAML.
 
     Args:
-        path: The file; the base it names lies relative to it.
+        path: The file; the base that it names is relative to it.
 
     Raises:
         CrosscoopError: It cannot be read, or an entry is not what it must be.
@@ -198,7 +198,7 @@ def _check(ablation: Ablation, path: Path) -> None:
 
 
 def slug(name: str) -> str:
-    """A row's name as a folder's."""
+    """Turn a row's name into a folder's."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "cell"
 
 

@@ -1,4 +1,4 @@
-"""The workers: they take cells until none is left, and show how far they are."""
+"""Workers that take cells until none is left, and show their progress."""
 
 import csv
 import json
@@ -26,11 +26,11 @@ from crosscoop.files import duration
 
 STYLES = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
 SIGNALLED = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, 130, 143, 128 + signal.SIGUSR1}
-"""Exit codes of a training that was asked to stop, and kept its state."""
+"""Exit codes of a training that was asked to stop and saved its state."""
 ELSEWHERE = "running elsewhere"
 STOPPED = "stopped"
 LOOK = 30.0
-"""Seconds between two looks at what other workers do."""
+"""Seconds between two checks of what other workers do."""
 
 
 class Workers:
@@ -49,7 +49,7 @@ class Workers:
         self.ablation, self.cells, self.runs, self.count = ablation, cells, runs, count
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.slots: dict[str, int] = {}
-        self.before: dict[str, int] = {}  # bytes of the log that earlier tries wrote
+        self.before: dict[str, int] = {}  # bytes of the log that earlier attempts wrote
         self.seconds: dict[str, dict[int, float]] = {}  # of trainings that are done, by row and seed
         self.states = {cell.label: _state(ablation, cell) for cell in cells}
         self.looked = time.monotonic()
@@ -63,7 +63,7 @@ class Workers:
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the running trainings have saved their state.
-            SystemExit: So after SIGTERM, SIGHUP or SIGUSR1.
+            SystemExit: SIGTERM, SIGHUP or SIGUSR1; likewise.
         """
         stops = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         asked = [number for number in stops if signal.getsignal(number) == signal.SIG_DFL]
@@ -74,7 +74,7 @@ class Workers:
                 live.auto_refresh = self.console.is_terminal
                 while self._step():
                     time.sleep(0.2)
-        except BaseException:  # Ctrl-C, or nobody reads our words any more
+        except BaseException:  # Ctrl-C, or stdout was closed
             self._stop()
             raise
         finally:
@@ -83,7 +83,7 @@ class Workers:
         return self.states
 
     def _step(self) -> bool:
-        """Collect what has ended, start what has room; whether there is anything to wait for."""
+        """Collect finished cells, start others in their place, and return whether there is anything to wait for."""
         for cell in self.cells:
             process = self.running.get(cell.label)
             if process is not None and process.poll() is not None:
@@ -102,7 +102,7 @@ class Workers:
         return bool(self.running)
 
     def _look(self) -> None:
-        """See what other workers have taken, finished, or left behind when they died, and what trainings took."""
+        """Check what other workers have taken, finished or left behind when they died, and how long trainings took."""
         self.looked = time.monotonic()
         for cell in self.ablation.all_cells(self.runs):
             with suppress(OSError, ValueError, LookupError, TypeError):
@@ -161,7 +161,7 @@ class Workers:
             process.wait()
 
     def _view(self) -> Group:
-        """Rows by seeds, and below what is done and how long the rest will take."""
+        """Return a table of rows by seeds; below it, what is done and how long the rest will take."""
         table = Table("row", title=self.ablation.title)
         for seed in self.ablation.seeds:
             table.add_column(f"seed {seed}", justify="right")
@@ -173,7 +173,7 @@ class Workers:
         return Group(table, Text(", ".join(f"{count} {word}" for word, count in counts.items()) + self._left()))
 
     def _left(self) -> str:
-        """The time that the rest will take, from the trainings that are done: of the same row, if there is one."""
+        """Estimate the remaining time from finished trainings, of the same row where there is one."""
         if not self.seconds:
             return ""
         rows = {name: fmean(seeds.values()) for name, seeds in self.seconds.items()}
@@ -194,7 +194,7 @@ class Workers:
 
 
 def environment(slot: int, count: int) -> dict[str, str]:
-    """The environment of one of several workers: its share of the cores, its GPU (not measured on GPUs).
+    """Return the environment of one of several workers: its share of the cores, its GPU (not measured on GPUs).
 
     Args:
         slot: The worker's number.
@@ -211,24 +211,24 @@ def environment(slot: int, count: int) -> dict[str, str]:
 
 
 def last_error(log: str) -> str:
-    """What went wrong, out of a cell's log: our own message, else the last line of it.
+    """Find what went wrong in a cell's log: our own message, else the last line.
 
     Args:
-        log: What the cell wrote in this try.
+        log: What the cell wrote in this attempt.
     """
     _, ours, message = log.rpartition("crosscoop: error: ")
     message = message if ours else log.rstrip().rpartition("\n")[2]
     lines = [line.strip() for line in message.splitlines() if not line.startswith("All options: ")]
-    return " ".join(filter(None, lines)) or "no word of it"
+    return " ".join(filter(None, lines)) or "no output"
 
 
 def _state(ablation: Ablation, cell: Cell) -> str:
-    """A cell's state as its folder says it: one that runs, and that we have not started, runs elsewhere."""
+    """Return a cell's state as its folder records it: one that runs but was not started here runs elsewhere."""
     return state(ablation, cell).replace("running", ELSEWHERE)
 
 
 def _epoch(cell: Cell) -> str:
-    """How far a training is: the last row of its history."""
+    """Return how far a training has got: the last row of its history."""
     with suppress(OSError, KeyError, ValueError, IndexError), (cell.folder / "history.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
         total = (cell.config.get("trainer") or {}).get("max_epochs", "?")
