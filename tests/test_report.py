@@ -292,6 +292,11 @@ def test_missing_and_damaged_pieces_are_said(run, file):
     assert f"Missing: {file}; run crosscoop " in write(run).text
 
 
+def test_damaged_configuration_of_a_test_is_said(run):
+    (run / "test.yaml").write_text("{")
+    assert "test.yaml: cannot be read" in write(run, num_images=1).text
+
+
 def test_configuration_alone_makes_a_page(run):
     for path in run.iterdir():
         if path.name != "config.yaml":
