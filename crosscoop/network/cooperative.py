@@ -67,12 +67,13 @@ class CooperativeNetwork(nn.Module):
             branch's number, as the exchange left it.
         """
         walks = [branch.walk(image, upsample) for branch in self.branches]
-        features, kept = [next(walk) for walk in walks], {}
+        features = [next(walk) for walk in walks]
+        kept: dict[str, dict[int, Tensor]] = {}
         for point, walkers in self.schedule:
             if point in self.exchanges:
                 features = self.exchanges[point](features)
             if point in names:
-                kept[point] = {i: features[i] for i in walkers}
+                kept.setdefault(point, {}).update({i: features[i] for i in walkers})
             features = [walks[i].send(own) if i in walkers else own for i, own in enumerate(features)]
         return features, kept
 
