@@ -1,4 +1,4 @@
-"""Metrics and loss, against hand-made tables, torchmetrics and torch's own."""
+"""Metrics, against hand-made tables, torchmetrics and torch's own."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from crosscoop.evaluation.boundary import BoundaryIoU
 from crosscoop.evaluation.metrics import BranchComparison, ConfusionMatrix, Scores
-from crosscoop.training.loss import CrossEntropy
 
 VOID = 255
 
@@ -214,52 +212,3 @@ def test_boundary_iou_leaves_void_and_the_inside_out():
     assert metric.compute()[0].equal(metric.compute()[1]), "a prediction under void counted"
     metric.update(labels, mask)
     assert metric.compute()[1, 1] == 4 * 3 - 2
-
-
-# -- the loss
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 0.0, 3.0], [1, 2, 1, 0, 3]])
-def test_loss_is_torchs_mean_where_there_are_labels(weights, smoothing):
-    logits, mask = torch.randn(3, 5, 7, 9, requires_grad=True), torch.randint(5, (3, 7, 9))
-    mask[torch.rand(mask.shape) < 0.3] = VOID
-    expected = functional.cross_entropy(
-        logits,
-        mask,
-        None if weights is None else torch.tensor(weights).float(),
-        ignore_index=VOID,
-        label_smoothing=smoothing,
-    )
-    actual = CrossEntropy(weights, smoothing)(logits, mask)
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, logits) for loss in (actual, expected)))
-
-
-def test_loss_is_a_mean_over_pixels_not_over_images():
-    logits, mask = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
-    mask[1, 1:] = VOID
-    pixels = functional.cross_entropy(logits, mask, ignore_index=VOID, reduction="none")
-    torch.testing.assert_close(CrossEntropy()(logits, mask), pixels.sum() / (16 + 4))
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0]])
-def test_all_void_batch_has_loss_zero_and_gradients_zero(weights, smoothing):
-    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
-    loss = CrossEntropy(weights, smoothing)(logits, torch.full((2, 4, 4), VOID))
-    loss.backward()
-    assert loss == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
-
-
-def test_one_labelled_pixel_counts_whole():
-    logits, mask = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), VOID)
-    mask[0, 1, 2] = 2
-    torch.testing.assert_close(CrossEntropy()(logits, mask), -logits.log_softmax(1)[0, 2, 1, 2])
-
-
-def test_loss_of_half_precision_logits_is_computed_in_single():
-    logits, mask = torch.randn(2, 3, 16, 16), torch.randint(3, (2, 16, 16))
-    loss = CrossEntropy()(logits.bfloat16(), mask)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, CrossEntropy()(logits.bfloat16().float(), mask))

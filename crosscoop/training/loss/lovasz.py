@@ -1,0 +1,57 @@
+"""Lovasz-Softmax loss (Berman et al., CVPR 2018, https://arxiv.org/abs/1705.08790)."""
+
+import torch
+from torch import Tensor
+
+from crosscoop.data.dataset import VOID
+from crosscoop.training.loss.contract import Loss, in_single, mean_over_ranks
+
+
+class Lovasz(Loss):
+    """Lovasz-Softmax loss: a convex surrogate of 1 minus the mean IoU of an image, over the classes of its mask.
+
+    It is the mean over the images of all ranks that have a label.
+    """
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean over the images; 0 where no pixel is labelled.
+
+        Args:
+            logits: `(N, num_classes, H, W)`.
+            mask: `(N, H, W)` class indices, `VOID` where there is no label.
+        """
+        images = zip(in_single(logits).softmax(1), mask, strict=True)
+        losses = torch.stack([lovasz_softmax(probabilities, truth) for probabilities, truth in images])
+        labelled = (mask != VOID).flatten(1).any(1).sum().to(losses)
+        return losses.sum() / mean_over_ranks(labelled).clamp(min=1e-12)
+
+
+def lovasz_softmax(probabilities: Tensor, mask: Tensor) -> Tensor:
+    """Return the loss of one image; 0 where it has no label.
+
+    Args:
+        probabilities: `(num_classes, H, W)`.
+        mask: `(H, W)`.
+    """
+    labelled = mask != VOID
+    if not labelled.any():
+        return 0 * probabilities.sum()
+    classes = torch.unique(mask[labelled])
+    truth = mask[labelled] == classes[:, None]
+    errors, order = (truth.to(probabilities) - probabilities[classes][:, labelled]).abs().sort(1, descending=True)
+    losses: Tensor = (errors * jaccard_steps(truth.gather(1, order))).sum(1)
+    return losses.mean()
+
+
+def jaccard_steps(truth: Tensor) -> Tensor:
+    """Return how much each pixel adds to 1 - IoU when pixels turn wrong one after the other.
+
+    In closed form: as differences of neighbouring IoUs, most digits would cancel in a large image.
+
+    Args:
+        truth: `(classes, pixels)` bool: whether a pixel, the first to turn wrong first, is of the class.
+    """
+    missed = truth.cumsum(1)
+    total = missed[:, -1:]
+    union = total + (~truth).cumsum(1)
+    return torch.where(truth, 1 / union, (total - missed) / (union * (union - 1)))
