@@ -446,7 +446,7 @@ def test_compiled_network_leaves_a_plain_checkpoint(trained, tmp_path, monkeypat
 
     monkeypatch.setattr(torch, "compile", counting)  # compiling itself takes minutes; see test_network
     fit(tmp_path, "--trainer.max_epochs 2", "--model.compile true")
-    assert calls == 2 * [True, True, False, False, False]
+    assert calls == 2 * [True, True]  # evaluation, whose images vary in size, is not compiled
     assert_equal(load(tmp_path / "last.ckpt")["state_dict"], load(trained / "last.ckpt")["state_dict"])
 
 

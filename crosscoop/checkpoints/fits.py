@@ -32,7 +32,8 @@ def check_fits(
         path: The checkpoint.
         config: The command's configuration.
         class_names: The names of the data's classes.
-        weights: What the checkpoint's weights are to replace, by name.
+        weights: What the checkpoint's weights are to replace, by name. An evaluation replaces those of the network
+            alone.
         training: Whether training goes on from it.
 
     Raises:
@@ -50,10 +51,15 @@ def check_fits(
             f"{path}: got a checkpoint of {len(was)} classes ({shorten(was)}), expected the {len(now)} classes of "
             f"data.dataset ({shorten(now)}), in this order. Give the data of its training: {_data(before)}."
         )
-    stored = {key: tuple(value.shape) for key, value in content["state_dict"].items() if key.startswith("network.")}
-    wanted = {key: tuple(value.shape) for key, value in weights.items()}
+    parts = ("network.", "objective.") if training else ("network.",)
+    stored, wanted = (
+        {key: tuple(value.shape) for key, value in state.items() if key.startswith(parts)}
+        for state in (content["state_dict"], weights)
+    )
     if wrong := [key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key)]:
         key = wrong[0]
+        if key.startswith("objective."):
+            found += differences(before.get("model") or {}, config["model"], "model", ["objective"])
         found = found or ["- none of its options: was the code of a backbone or fusion operator changed?"]
         lines = [
             f"{path}: got weights that do not fit the network, {len(wrong)} of {len(wanted)}, such as {key} "

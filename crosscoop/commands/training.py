@@ -138,8 +138,7 @@ class TrainingCLI(LightningCLI):
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint:
             names = self.datamodule.dataset.class_names
-            weights = {key: value for key, value in self.model.state_dict().items() if key.startswith("network.")}
-            check_fits(checkpoint, self.given, names, weights, self.subcommand == "fit")
+            check_fits(checkpoint, self.given, names, self.model.state_dict(), self.subcommand == "fit")
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """The trainer, with checkpoints that are whole or not there."""

@@ -1,7 +1,8 @@
 """The Lightning module: how a cooperative network learns and is measured."""
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -18,8 +19,9 @@ from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.labels import upsampled_labels
 from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
 from crosscoop.network import CooperativeNetwork
-from crosscoop.network.outputs import output_names, outputs_of
+from crosscoop.network.outputs import branch_names, output_names, outputs_of
 from crosscoop.training.loss import CrossEntropy, Loss
+from crosscoop.training.objective import Objective, Supervised, check_objective, sum_losses
 
 
 class Batch(TypedDict):
@@ -49,11 +51,13 @@ class CooperativeSegmentation(pl.LightningModule):
         warmup_steps: Optimiser steps of linear warm-up before the decay.
         scheduler: Any torch schedule by class path instead of the polynomial one, stepped with the optimiser.
         heads_lr_multiplier: Factor on the learning rate of all that is not a backbone.
-        loss: The loss of one branch; the branches' losses are summed.
+        loss: The loss of one branch.
+        objective: What the network learns from; it receives `loss`.
         inference: How images are evaluated; the command line's group `inference`.
         boundary_iou: Measure boundary IoU as well; it takes longer than all other figures.
         channels_last: Keep maps in the channels-last layout, the faster one on CPUs and on GPUs with tensor cores.
-        compile: Compile the network with torch.compile (the first steps take minutes).
+        compile: Compile the forward pass of training with torch.compile (the first steps take minutes). Evaluation is
+            not compiled: each new image size would take minutes again.
     """
 
     def __init__(
@@ -66,13 +70,18 @@ class CooperativeSegmentation(pl.LightningModule):
         scheduler: LRSchedulerCallable = None,  # type: ignore[assignment]
         heads_lr_multiplier: float = 1.0,
         loss: Loss = CrossEntropy(),  # noqa: B008
+        objective: Objective = Supervised(),  # noqa: B008
         inference: Inference = Inference(),  # noqa: B008
         boundary_iou: bool = False,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.class_names, self.loss = network, list(class_names), loss
+        self.network, self.class_names = network, list(class_names)
+        self.objective = copy.deepcopy(objective)  # the default is one object for all tasks
+        check_objective(self.objective, loss, network)
+        self.objective.loss = loss
+        self.objective.build(network, len(class_names))
         self.inference = inference
         self.optimizer = optimizer
         self.scheduler: LRSchedulerCallable | None = scheduler
@@ -90,8 +99,8 @@ class CooperativeSegmentation(pl.LightningModule):
         self.num_images = 0
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
-        if compile:
-            self.network.compile()  # in place: checkpoint keys keep their names
+            self.objective.to(memory_format=torch.channels_last)
+        self.forward_maps = torch.compile(network.forward_maps) if compile else network.forward_maps
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
@@ -103,14 +112,18 @@ class CooperativeSegmentation(pl.LightningModule):
         return {name: upsampled_labels(logits, image.shape[-2:]) for name, logits in outputs.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the branches' losses."""
-        losses = [self.loss(logits, batch["mask"]) for logits in self.network(batch["image"])]
-        loss: Tensor = sum(losses[1:], losses[0])
+        """Return the sum of the objective's losses."""
+        points, names = self.objective.points, branch_names(len(self.network.branches))
+        outputs, kept = self.forward_maps(batch["image"], points)
+        logits = dict(zip(names, outputs, strict=True))
+        maps = {point: {names[i]: each for i, each in own.items()} for point, own in kept.items()}
+        losses = self.objective(logits, batch["mask"], **({"maps": maps} if points else {}))
+        loss = sum_losses(self.objective, losses)
         self.log("train/loss", loss, prog_bar=True)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             self.log(f"lr/{group['name']}", group["lr"])
-        for name, branch_loss in zip(self.confusion, losses, strict=False):
-            self.log(f"train/loss_{name}", branch_loss)
+        for name, each in losses.items():
+            self.log(f"train/loss_{name}", each)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -137,7 +150,7 @@ class CooperativeSegmentation(pl.LightningModule):
         """Backbones and heads as named groups; the schedule per optimiser step."""
         backbones = {id(p) for branch in self.network.branches for p in branch.backbone.parameters()}
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "heads": []}
-        for parameter in self.network.parameters():
+        for parameter in [*self.network.parameters(), *self.objective.parameters()]:
             groups["backbone" if id(parameter) in backbones else "heads"].append(parameter)
         try:
             optimizer = self.optimizer([{"params": group, "name": name} for name, group in groups.items()])
@@ -159,15 +172,26 @@ class CooperativeSegmentation(pl.LightningModule):
         if not gradient_clip_val:
             return
         own = {id(p): i for i, branch in enumerate(self.network.branches) for p in branch.parameters()}
+        for i, name in enumerate(branch_names(len(self.network.branches))):
+            own |= {id(p): i for p in self.objective.branch_parameters(name)}
         groups = optimizer.param_groups
         try:
-            for part in sorted({own.get(id(p), -1) for p in self.network.parameters()}):
+            for part in sorted({own.get(id(p), -1) for group in groups for p in group["params"]}):
                 optimizer.param_groups = [
                     {**group, "params": [p for p in group["params"] if own.get(id(p), -1) == part]} for group in groups
                 ]
                 self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         finally:
             optimizer.param_groups = groups
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the checkpoint's objective out of an evaluation, where another one may be given."""
+        if self.trainer.state.fn != "fit":
+            mine, stored = self.state_dict(), checkpoint["state_dict"]
+            checkpoint["state_dict"] = {
+                **{key: value for key, value in stored.items() if not key.startswith("objective.")},
+                **{key: value for key, value in mine.items() if key.startswith("objective.")},
+            }
 
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         if self.scheduler is not None:
