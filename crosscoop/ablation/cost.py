@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from crosscoop.ablation.grid import Cell
 from crosscoop.data import SegmentationData
 from crosscoop.data.configured import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import create_network
+from crosscoop.network.cost import count_macs, count_parameters
 from crosscoop.training.loss import CrossEntropy
 
 
@@ -42,25 +42,24 @@ def measure(cell: Cell) -> Cost:
     """
     data = open_data(cell.config)
     try:
-        network, counter = _count(cell, data, "meta")
+        return _count(cell, data, "meta")
     except CrosscoopError:
         raise
     except Exception:  # a user-defined operator may look at the values of a map
         try:
-            network, counter = _count(cell, data, "cpu")
+            return _count(cell, data, "cpu")
         except Exception as error:
             raise CrosscoopError(
                 f"network: got {type(error).__name__} ({error}) from a forward pass, expected one that works on a "
                 f"(1, 3, {data.crop_size}, {data.crop_size}) image. Fix the operator."
             ) from error
-    return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2, data.crop_size)
 
 
-def _count(cell: Cell, data: SegmentationData, device: str) -> tuple[nn.Module, FlopCounterMode]:
-    with torch.device(device), torch.no_grad(), FlopCounterMode(display=False) as counter:
+def _count(cell: Cell, data: SegmentationData, device: str) -> Cost:
+    with torch.device(device):
         network = _network(cell, data.dataset.num_classes).eval()
-        network(torch.zeros(1, 3, data.crop_size, data.crop_size))
-    return network, counter
+        macs = count_macs(network, torch.zeros(1, 3, data.crop_size, data.crop_size))
+    return Cost(count_parameters(network), macs, data.crop_size)
 
 
 def estimate_seconds(cell: Cell) -> float | None:

@@ -1,12 +1,15 @@
 """Plain functions as commands: the signature is the options, the docstring the help."""
 
 import inspect
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from inspect import Parameter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import docstring_parser
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
@@ -16,7 +19,10 @@ from crosscoop.files import include_yaml, load_yaml
 
 
 class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Help whose paragraphs stay as they are written."""
+    """Help whose paragraphs stay as they are written, and whose flags have no default."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return str(action.help) if action.nargs == 0 else super()._get_help_string(action)
 
 
 class DataOf(ActionConfigFile):
@@ -28,18 +34,42 @@ class DataOf(ActionConfigFile):
 
 
 def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> None:
-    """Run a function with options. One with a parameter `data` gets the option `--config` for it, too.
+    """Run a function with options named as its parameters, in kebab-case.
+
+    A boolean parameter, whose default must be False, is a flag. A required `Sequence[str]` is given without an option's
+    name, and so may `ckpt_path` be, as the first word. A function with a parameter `data` gets the option `--config`,
+    too.
 
     Args:
         function: The function.
         command: The command that it is.
-        options: The options; `--overwrite` alone means `--overwrite true`, and a first word without `--` is
-            `--ckpt_path`.
+        options: The options, see `spelled`.
 
     Raises:
         CrosscoopError: An option is unknown, missing, or of another type.
     """
     parameters = inspect.signature(function).parameters
+    parser = make_parser(function, command)
+    options = [spelled(option) for option in options]
+    if "ckpt_path" in parameters and options and not options[0].startswith("-"):
+        options = ["--ckpt-path", *options]
+    try:
+        given = parser.parse_args(options)
+    except ArgumentError as error:
+        raise CrosscoopError(explained(error, command, parser)) from error
+    instances = parser.instantiate(given)
+    function(**{name: instances[name] for name in parameters})
+
+
+def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
+    """Return the parser of a command that is a function: the signature is the options, the docstring the help.
+
+    Args:
+        function: The function.
+        command: The command that it is.
+    """
+    parameters, documented = inspect.signature(function).parameters, docstring_parser.parse(function.__doc__ or "")
+    helps = {entry.arg_name: entry.description for entry in documented.params}
     parser = ArgumentParser(
         prog=f"crosscoop {command}",
         description=(inspect.getdoc(function) or "").partition("\n\nArgs:")[0],
@@ -50,28 +80,60 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
     if "data" in parameters:
         what = "The data, from a configuration of fit, a run's config.yaml, or a file of data options (dataset: ...)."
         parser.add_argument("--config", action=DataOf, help=what)
-    apart: set[str | int] = {name for name in parameters if name == "inference"}
-    parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True, skip=apart)
-    if apart:  # as in fit, every option by its name
-        parser.add_class_arguments(Inference, "inference", sub_configs=True)
-    flags = [f"--{name}" for name, parameter in parameters.items() if isinstance(parameter.default, bool)]
-    if "ckpt_path" in parameters and options and not options[0].startswith("-"):
-        options = ["--ckpt_path", *options]
-    followed = pairwise([*(_with_underscores(option) for option in options), "--"])
-    try:
-        given = parser.parse_args(
-            [f"{option}=true" if option in flags and next_.startswith("--") else option for option, next_ in followed]
-        )
-    except ArgumentError as error:
-        raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
-    instances = parser.instantiate(given)
-    function(**{name: instances[name] for name in parameters})
+    for name, parameter in parameters.items():
+        option, kind = f"--{name.replace('_', '-')}", parameter.annotation
+        required = parameter.default is Parameter.empty
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=helps[name])
+        elif kind is Inference:  # as in fit, every option by its name
+            parser.add_class_arguments(Inference, name, sub_configs=True)
+        elif required and kind == Sequence[str]:
+            parser.add_argument(name, nargs="+", type=str, metavar=name.removesuffix("s").upper(), help=helps[name])
+        elif "_" in name:  # jsonargparse would name the option so
+            given = {"required": True} if required else {"default": parameter.default}
+            parser.add_argument(option, type=kind, help=helps[name], **given)
+        else:
+            others = set[str | int](parameters) - {name}
+            parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True, skip=others)
+    return parser
 
 
-def _with_underscores(option: str) -> str:
-    """`--dry-run` as `--dry_run`."""
+def spelled(option: str, joint: Literal["-", "_"] = "-") -> str:
+    """Spell an option as the parser knows it: `--dry_run` as `--dry-run`, but `--data.crop-size` as in YAML.
+
+    Args:
+        option: The option, perhaps with its value, or a value alone.
+        joint: What joins the words of an option that is not in a group.
+    """
     name, equals, value = option.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else option
+    if not name.startswith("--"):
+        return option
+    return "--" + name[2:].replace("-", "_").replace("_", "_" if "." in name else joint) + equals + value
+
+
+def values_of(options: Sequence[str]) -> dict[str, str]:
+    """Return the value of each option by its name, before a parser reads them; of a flag, what follows it.
+
+    Args:
+        options: The words of a command line, behind the command.
+    """
+    given = dict(pair for pair in pairwise([*options, ""]) if pair[0].startswith("--"))
+    return given | dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)
+
+
+def explained(error: ArgumentError, command: str, parser: ArgumentParser) -> str:
+    """Say what is wrong with an option, and which one may have been meant.
+
+    Args:
+        error: The parser's error.
+        command: The command.
+        parser: Its parser.
+    """
+    message, known = str(error).strip(), [option for action in parser._actions for option in action.option_strings]
+    for word in message.partition("unrecognized arguments:")[2].split():
+        if similar := get_close_matches(word.partition("=")[0], known, n=1):
+            message += f" (is it {similar[0]}?)"
+    return f"{message}. All options: crosscoop {command} --help"
 
 
 def read_data(path: Path) -> str:

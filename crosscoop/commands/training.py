@@ -1,4 +1,4 @@
-"""`crosscoop fit`, `validate`, `test` and `predict`: Lightning's command line around our network, task and data."""
+"""`crosscoop fit`, `validate` and `test`: Lightning's command line around our network, task and data."""
 
 import errno
 import os
@@ -6,7 +6,6 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,18 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from crosscoop.checkpoints.fits import check_fits
 from crosscoop.checkpoints.read import read_checkpoint
+from crosscoop.commands.options import explained, spelled, values_of
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.network import create_network
+from crosscoop.training.advertisements import silence_advertisements
 from crosscoop.training.callbacks import (
     LastCheckpoint,
+    NetworkSummary,
     NonFinite,
     OutputComparison,
     PredictionImages,
-    PredictionWriter,
     Ranks,
     RunFolder,
     SkippedSamples,
@@ -45,7 +46,6 @@ from crosscoop.training.wandb_runs import forgive, keep_wandb_run
 QUIET = {
     "validate": ["--verbose=false"],  # our table instead of Lightning's
     "test": ["--verbose=false"],
-    "predict": ["--return_predictions=false"],  # to files, not into memory
 }
 
 
@@ -54,6 +54,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the network, the run's folder and our callbacks, and link what belongs together."""
+        self.command_parser = parser
         parser.add_argument("--run", type=str, default="runs/default", help="Folder for all that the run writes.")
         parser.add_argument(
             "--resume", action="store_true", help="Go on from the run's last checkpoint, if there is one."
@@ -64,7 +65,6 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(NonFinite, "nonfinite")
         parser.add_lightning_class_args(PredictionImages, "pictures")
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(OutputComparison, "comparison")
         parser.link_arguments("data.dataset.num_classes", "network.num_classes", apply_on="instantiate")
         parser.link_arguments("data.dataset.class_names", "model.class_names", apply_on="instantiate")
@@ -84,7 +84,10 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Look at the checkpoint before Lightning does, which would complain with a stack trace, or fetch a URL."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise CrosscoopError(explained(error, args[0], self.command_parser)) from error
         config = self.config[self.config.subcommand]
         for name, default in vars(self._parser(self.config.subcommand).get_defaults()).items():
             if default is not None and config.get(name) is None:  # a section whose options are all commented out
@@ -122,7 +125,10 @@ class TrainingCLI(LightningCLI):
             )
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
-        self.trainer_defaults["callbacks"] = SkippedSamples()
+        self.trainer_defaults["callbacks"] = [SkippedSamples()]
+        if config.trainer.enable_model_summary is not False and not config.trainer.barebones:
+            self.trainer_defaults["callbacks"].append(NetworkSummary(config.data.crop_size))
+        config.trainer.enable_model_summary = False  # ours instead of Lightning's
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in loggers:
             if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in (None, "", "."):
@@ -177,6 +183,8 @@ def main(arguments: Sequence[str]) -> None:
         arguments: The command and its options.
     """
     command, *options = arguments
+    options = [spelled(option, "_") for option in options]  # --ckpt-path as elsewhere
+    silence_advertisements()
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # ours can
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
@@ -184,7 +192,7 @@ def main(arguments: Sequence[str]) -> None:
 
     class OneCommand(TrainingCLI):
         @staticmethod
-        def subcommands() -> dict[str, set[str]]:  # the options of all four take a second to set up
+        def subcommands() -> dict[str, set[str]]:  # the options of all three take a second to set up
             return {command: LightningCLI.subcommands()[command]}
 
     try:
@@ -196,8 +204,6 @@ def main(arguments: Sequence[str]) -> None:
             parser_kwargs={"exit_on_error": False},
             args=[command, *QUIET.get(command, []), *remembered(command, options), *options],
         )
-    except ArgumentError as error:
-        raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
@@ -221,8 +227,7 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
 
     It comes before the user's own options, which therefore win.
     """
-    given = dict(pair for pair in pairwise([*options, ""]) if pair[0].startswith("--"))
-    given |= dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)
+    given = values_of(options)
     run, checkpoint = given.get("--run"), given.get("--ckpt_path")
     brought: list[str] = []
     if command == "fit":

@@ -1,22 +1,22 @@
-"""What happens beside training: the run's folder, pictures, predictions, frozen batch norm."""
+"""What happens beside training: the run's folder, the network's summary, pictures, frozen batch norm."""
 
 from crosscoop.training.callbacks.comparison import OutputComparison
 from crosscoop.training.callbacks.freeze import FreezeBatchNorm
 from crosscoop.training.callbacks.last import LastCheckpoint
 from crosscoop.training.callbacks.nonfinite import NonFinite
 from crosscoop.training.callbacks.pictures import PredictionImages
-from crosscoop.training.callbacks.predictions import PredictionWriter
 from crosscoop.training.callbacks.ranks import Ranks
 from crosscoop.training.callbacks.run import RunFolder
 from crosscoop.training.callbacks.skipped import SkippedSamples
+from crosscoop.training.callbacks.summary import NetworkSummary
 
 __all__ = [
     "FreezeBatchNorm",
     "LastCheckpoint",
+    "NetworkSummary",
     "NonFinite",
     "OutputComparison",
     "PredictionImages",
-    "PredictionWriter",
     "Ranks",
     "RunFolder",
     "SkippedSamples",

@@ -1,0 +1,20 @@
+"""What Lightning prints that nobody who trains here can use."""
+
+import logging
+
+USELESS = (
+    "Tip: ",  # advertises litlogger and litmodels
+    "TPU available: False",
+    "GPU available: False",
+    "Loading `train_dataloader` to estimate",
+)
+"""Parts of such messages."""
+
+
+def silence_advertisements() -> None:
+    """Drop Lightning's advertisements and lines about absent devices; all other messages stay."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_useful)
+
+
+def _is_useful(record: logging.LogRecord) -> bool:
+    return not any(part in record.getMessage() for part in USELESS)
