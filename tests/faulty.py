@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from tiny import NETWORK, QUIET, crosscoop
 
-from crosscoop.data import Folder, Streets
+from crosscoop.data import Folder, Sample, Streets
 from crosscoop.data.samples import FileSample
 
 SIZE = (32, 48)
@@ -114,6 +114,13 @@ def break_sample(root: Path, split: str, index: int, name: str) -> Path:
 def copy_image(root: Path, source: tuple[str, int], target: tuple[str, int]) -> None:
     """The same image twice."""
     shutil.copy(image_of(root, *source), image_of(root, *target))
+
+
+class Unreadable(Streets):
+    """Street scenes of which the second cannot be read: by class path."""
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        return [super().samples(split)[0], FileSample(f"{split}/bad", Path("bad.png"), None, 12)]
 
 
 class Small(Streets):

@@ -41,6 +41,13 @@ def test_round_trip(run, folder):
     assert str(run) not in (folder / "config.json").read_text()
 
 
+def test_predict_takes_a_repository(run, folder, tmp_path):
+    options = ("--config", run / "config.yaml", "--data.dataset.num_test 1", "--output", tmp_path / "out")
+    crosscoop("predict", "--ckpt-path", f"hf-hub:{folder}", *options)
+    assert len(list((tmp_path / "out/labels").rglob("*.png"))) == 1
+    assert json.loads((tmp_path / "out/predict.json").read_text())["checkpoint"] == f"hf-hub:{folder}"
+
+
 def test_card(run, folder):
     card, figures = (folder / "README.md").read_text(), json.loads((run / "metrics.json").read_text())
     assert f"{100 * figures['outputs']['top']['miou']:.2f}" in card and "| **mIoU** |" in card

@@ -1,4 +1,4 @@
-"""`crosscoop predict --images`: files in, files out."""
+"""`crosscoop predict`: files or a split in, files out."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tiny import crosscoop
 
 import crosscoop as package
 from crosscoop import Predictor
-from crosscoop.commands import predict, training
+from crosscoop.data import samples
 from crosscoop.data.images import read_image
 from crosscoop.evaluation.inference import Inference
 
@@ -192,9 +192,9 @@ def test_a_folder_with_a_name_like_a_glob_or_a_video(go, photos, tmp_path):
 def test_results_lie_in_the_run_by_default(go, run, photos, tmp_path):
     own = Path(shutil.copytree(run, tmp_path / "own"))
     assert go(photos / "a.png", output=None, run=own)[0] == 0
-    assert (own / "images/photos/labels/a.png").is_file()
+    assert (own / "predictions/photos/labels/a.png").is_file()
     crosscoop("predict", "--images", photos / "b.JPG", "--ckpt_path", own / "best.ckpt")
-    assert names(own / "images/photos/labels") == ["a.png", "b.png"]
+    assert names(own / "predictions/photos/labels") == ["a.png", "b.png"]
 
 
 def test_results_among_the_images_are_no_images(go, photos):
@@ -235,7 +235,7 @@ def test_interruption(go, photos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
         code, said = go(photos)
-    assert code == 130 and "Interrupted, 2 left: 2 written" in said and "To go on: the same command." in said
+    assert code == 130 and "Interrupted, 2 left: 2 written" in said and "To resume: the same command." in said
     assert names(tmp_path / "out/labels") == ["a.png", "b.png"]
     assert "2 written, 2 skipped" in go(photos)[1]
     with monkeypatch.context() as patch:
@@ -301,7 +301,7 @@ def test_options_of_inference(go, run, photos, tmp_path):
     [
         ("nowhere", "", "got nowhere, which does not exist"),
         ("photos/*.bmp", "", "got none in photos, expected files in .png"),
-        ("photos/a.png", "--save labels,masks", "save: got masks, expected one or more of labels,colors"),
+        ("photos/a.png", "--save labels,masks", "--save: got masks, expected one or more of labels,colors"),
         ("photos/a.png", "--device abacus", "device: got 'abacus', expected"),
         ("photos/a.png", "photos/b.JPG", "crosscoop predict --help"),
         ("photos/a.png", "--inference.overlap 1", "inference.overlap: got 1.0, expected"),
@@ -318,7 +318,7 @@ def test_what_cannot_be(go, photos, monkeypatch, images, options, message):
 def test_without_a_checkpoint(photos, capsys):
     with pytest.raises(SystemExit, match="2"):
         crosscoop("predict", "--images", photos)
-    assert "give --run FOLDER (takes its best.ckpt) or --ckpt_path FILE" in capsys.readouterr().err
+    assert "give --run FOLDER (takes its best.ckpt) or --ckpt-path FILE" in capsys.readouterr().err
 
 
 def test_images_do_not_pile_up(go, photos, monkeypatch):
@@ -337,7 +337,7 @@ def test_images_do_not_pile_up(go, photos, monkeypatch):
         return read_image(path)
 
     monkeypatch.setattr(Predictor, "__call__", watch)
-    monkeypatch.setattr(predict, "read_image", read)
+    monkeypatch.setattr(samples, "read_image", read)
     assert "24 written" in go(photos)[1]
     assert max(predictions for predictions, _ in most) <= 2
     assert max(waiting for _, waiting in most) <= 5
@@ -399,16 +399,94 @@ def test_broken_videos(go, video, tmp_path):
     assert names(tmp_path / "out") == ["predict.json"]
 
 
-def test_help_tells_of_both_commands(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        crosscoop("predict", "--help")
-    said = capsys.readouterr().out
-    for part in ("--images", "--inference.window", "--overwrite", "Without --images", "crosscoop test --help"):
-        assert part in said
+# -- a split of a data set
 
 
-def test_without_images_it_is_the_test_split(monkeypatch, run):
-    calls = []
-    monkeypatch.setattr(training, "main", calls.append)
-    crosscoop("predict", "--run", run)
-    assert calls == [["predict", "--run", str(run)]]
+@pytest.fixture
+def own(run, tmp_path):
+    """A copy of the run, to write into."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("given", ["run", "checkpoint"])
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_run_or_checkpoint_brings_the_split_along(own, predictor, given, split):
+    options = ["--run", own] if given == "run" else ["--ckpt-path", own / "best.ckpt"]
+    crosscoop("predict", *options, *(["--split", split] if split != "test" else []), "--save labels,overlays")
+    expected = tiny.STREETS.samples(split)
+    assert names(own / "predictions" / split / "labels") == sorted(f"{sample.name}.png" for sample in expected)
+    assert names(own / "predictions" / split / "overlays") == sorted(f"{sample.name}.png" for sample in expected)
+    for sample in expected:
+        written = labels(own / "predictions" / split / "labels" / f"{sample.name}.png")
+        assert np.array_equal(written, predictor(sample.image()).labels)
+
+
+@pytest.mark.parametrize("branch", [None, "bottom"])
+def test_labels_of_a_split_score_as_the_test(own, branch):
+    crosscoop("test", "--run", own, "--pictures.num_images 0")
+    crosscoop("predict", "--run", own, *([f"--branch {branch}"] if branch else []))
+    tested = json.loads((own / "metrics.json").read_text())["outputs"][branch or "ensemble"]
+    folder = own / "predictions/test/labels"
+    crosscoop("score", "--predictions", folder, "--config", own / "config.yaml", "--output", own / "scored.json")
+    assert json.loads((own / "scored.json").read_text())["miou"] == tested["miou"]
+    origin = json.loads((own / "predictions/test/predict.json").read_text())
+    assert origin["images"] == "Streets test" and (f"branch {branch}" in origin["protocol"]) == bool(branch)
+
+
+def test_labels_of_a_split_are_of_the_images_own_size(own, predictor, capsys):
+    """Also where training or evaluation resize and crop, as servers and whole-image scores want them."""
+    size = "--data.resize=[16,32]"
+    crosscoop("predict", "--run", own, size, "--data.center_crop 8 --data.dataset.num_test 1")
+    (sample,) = tiny.Streets(num_test=1, height=32, width=64).samples("test")
+    resized = package.load(own / "best.ckpt")
+    resized.resize = (16, 32)
+    written = labels(own / "predictions/test/labels" / f"{sample.name}.png")
+    assert np.array_equal(written, resized(sample.image()).labels)
+    assert not np.array_equal(written, predictor(sample.image()).labels)
+    assert "images resized to 16 x 32" in capsys.readouterr().out
+    crosscoop("predict", "--run", own, size, "--own-size --overwrite --data.dataset.num_test 1")
+    assert np.array_equal(
+        labels(own / "predictions/test/labels" / f"{sample.name}.png"), predictor(sample.image()).labels
+    )
+    whole = "--data.resize null --data.center_crop null --data.dataset.num_test 1"
+    place = ("--predictions", own / "predictions/test/labels", "--output", own / "scored.json")
+    crosscoop("score", *place, "--config", own / "config.yaml", size, whole)
+
+
+def test_a_split_resumes_and_names_what_cannot_be_read(own, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        stop_at(patch, 2)
+        crosscoop("predict", "--run", own)
+    crosscoop("predict", "--run", own)
+    assert "2 written, 1 skipped" in capsys.readouterr().out
+    folder = ("--data.dataset", "faulty.Unreadable", "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match="1"):
+        crosscoop("predict", "--run", own, *folder)
+    assert "bad.png: got no such file" in capsys.readouterr().err
+    assert names(tmp_path / "out/labels") == ["test/000000.png"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--split nothing", "split: got 'nothing', expected one of train, val, test"),
+        ("--branch nothing", "branch: got 'nothing', expected one of top, bottom, ensemble"),
+        ("--images . --split val", "got both --images and a split"),
+        ("--data.dataset faulty.Renamed", "in this order"),
+        ("--data.dataset.colour red", "colour"),
+        ("--overwite", "is it --overwrite?"),
+    ],
+)
+def test_what_cannot_be_of_a_split(run, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        crosscoop("predict", "--run", run, options)
+    assert message in capsys.readouterr().err
+
+
+def test_an_exported_network_predicts_a_split_that_is_named(own, capsys):
+    crosscoop("export", own / "best.ckpt", "--format safetensors")
+    with pytest.raises(SystemExit, match="2"):
+        crosscoop("predict", "--ckpt-path", own / "best.safetensors")
+    assert "expected --images, or the data of a split by --config" in capsys.readouterr().err
+    crosscoop("predict", "--ckpt-path", own / "best.safetensors", "--config", own / "config.yaml")
+    assert len(names(own / "predictions/test/labels")) == 3

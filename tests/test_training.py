@@ -1,4 +1,4 @@
-"""The commands `fit`, `validate`, `test` and `predict`, from end to end, and what a training does on the way."""
+"""The commands `fit`, `validate` and `test`, from end to end, and what a training does on the way."""
 
 import copy
 import csv
@@ -128,18 +128,14 @@ def test_configuration_of_a_run_serves_another_one(trained, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["run", "checkpoint"])
-@pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test"), ("predict", "test")])
+@pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test")])
 def test_run_or_checkpoint_is_all_that_is_needed(trained, tmp_path, command, split, given):
     shutil.copy(trained / "best.ckpt", tmp_path / "best.ckpt")
     crosscoop(command, *(("--run", tmp_path) if given == "run" else ("--ckpt_path", tmp_path / "best.ckpt")))
-    if command == "predict":
-        written = {str(path.relative_to(tmp_path / "predictions")) for path in tmp_path.rglob("*.png")}
-        assert written == {f"{sample.name}.png" for sample in STREETS.samples(split)}
-    else:
-        metrics = read_metrics(tmp_path)
-        assert (metrics["stage"], metrics["protocol"]["split"]) == (command, split)
-        assert metrics["outputs"].keys() == {"top", "bottom", "ensemble"}
-        assert Image.open(tmp_path / "predictions.png").width > 100
+    metrics = read_metrics(tmp_path)
+    assert (metrics["stage"], metrics["protocol"]["split"]) == (command, split)
+    assert metrics["outputs"].keys() == {"top", "bottom", "ensemble"}
+    assert Image.open(tmp_path / "predictions.png").width > 100
 
 
 def test_figures_are_those_of_the_predictions_counted_by_hand(run):
@@ -152,20 +148,6 @@ def test_figures_are_those_of_the_predictions_counted_by_hand(run):
     assert metrics["miou"] == metrics["outputs"]["ensemble"]["miou"]
     assert len({figures["miou"] for figures in metrics["outputs"].values()}) == 3
     assert metrics["num_images"] == metrics["protocol"]["num_images"] == 3
-
-
-@pytest.mark.parametrize("output", ["ensemble", "bottom"])
-def test_written_predictions_give_the_same_figures(run, output):
-    crosscoop("test", "--run", run, NO_PICTURES)
-    crosscoop("predict", "--run", run, "--predictions.output", output)
-    counts = np.zeros((12, 12), np.int64)
-    for sample in STREETS.samples("test"):
-        picture = Image.open(run / "predictions" / f"{sample.name}.png")
-        assert picture.mode == "P" and picture.getpalette()[:36] == [
-            part for color in STREETS.palette for part in color
-        ]
-        counts += count(np.array(picture), sample.mask(), 12)
-    assert miou(counts) == pytest.approx(read_metrics(run)["outputs"][output]["miou"], rel=1e-12)
 
 
 def test_options_beat_what_the_checkpoint_remembers(run):
@@ -207,7 +189,7 @@ TINY = " ".join([*NETWORK, *DATA])
 
 
 @pytest.mark.parametrize(("command", "options", "parts"), [
-    ("fot", "", ["'fot'", "fit, validate, test, predict"]),
+    ("fot", "", ["'fot'", "fit, validate, test, predict", "Did you mean fit?"]),
     ("fit", "--nonsense 3", ["--nonsense", "crosscoop fit --help"]),
     ("test", "", ["--run", "--ckpt_path"]),
     ("test", "--run {tmp}/none", ["none/best.ckpt"]),
@@ -255,7 +237,6 @@ def test_refuses_to_train_into_a_run_that_is_there(capsys, trained):
 
 @pytest.mark.parametrize(("command", "options", "part"), [
     ("test", "--network.channels 32", "do not fit the network"),
-    ("predict", "--predictions.output nonsense", "top, bottom, ensemble"),
     ("fit", "--resume --trainer.max_epochs 3 --checkpoint.monitor val/nonsense", "val/nonsense"),
 ])  # fmt: skip
 def test_refuses_what_does_not_fit_the_run(capsys, run, command, options, part):

@@ -77,7 +77,7 @@ def test_the_payload_would_run(tmp_path, trained, form):
     [
         "test --ckpt_path {evil}",
         "validate --run {run}",
-        "predict --ckpt_path {evil}",
+        "predict --ckpt-path {evil}",
         "predict --run {run} --images {images}",
         "fit --ckpt_path {evil}",
         "fit --run {run} --resume",
@@ -139,6 +139,15 @@ def test_a_checkpoint_cannot_name_a_function_to_call(tmp_path, trained, marker, 
     with pytest.raises(CrosscoopError, match=r"expected a subclass of crosscoop\.Fusion"):
         package.load(tmp_path / "evil.ckpt")
     assert "expected a subclass of crosscoop.Fusion" in refusal(capsys, "test", "--ckpt_path", tmp_path / "evil.ckpt")
+
+
+@pytest.mark.parametrize("place", ["data", "dataset"])
+def test_a_checkpoint_cannot_name_a_function_as_its_data(tmp_path, trained, marker, capsys, place):
+    content = load(trained / "best.ckpt")
+    evil = {"class_path": "os.system", "init_args": {"command": f"touch {marker}"}}
+    content["crosscoop"]["config"]["data"] = evil if place == "data" else {"dataset": evil}
+    torch.save(content, tmp_path / "evil.ckpt")
+    assert "os.system" in refusal(capsys, "predict", "--ckpt-path", tmp_path / "evil.ckpt")
 
 
 @pytest.mark.parametrize("command", ["fit", "score --predictions {tmp}", "check-data", "report {tmp}"])

@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a file from anywhere: torch and pickle raise nearly all there is
         raise CrosscoopError(
             f"{path} is not a checkpoint that `crosscoop fit` wrote ({type(error).__name__}); expected its best.ckpt "
-            "or last.ckpt. What crosscoop export wrote goes with crosscoop predict --images."
+            "or last.ckpt. What crosscoop export wrote goes with crosscoop predict."
         ) from error
     return content
 

@@ -1,4 +1,4 @@
-"""`crosscoop predict --images`: what a network sees in any images, or in a video."""
+"""`crosscoop predict`: what a network sees in any images, in a video, or in a split of a data set."""
 
 import hashlib
 import sys
@@ -6,18 +6,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from os.path import commonpath
 from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from rich.progress import track
 
+from crosscoop.checkpoints.read import find_checkpoint, read_checkpoint
 from crosscoop.commands.options import run as run_function
+from crosscoop.commands.options import spelled, values_of
+from crosscoop.data import VOID, Sample, SegmentationData
 from crosscoop.data.dataset import Array
-from crosscoop.data.images import read_image
+from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
-from crosscoop.files import replacing
+from crosscoop.files import replacing, shorten
 from crosscoop.prediction.pictures import overlay
 from crosscoop.prediction.predictor import Predictor, load
 from crosscoop.prediction.results import KINDS, Results, by_name, find_images
@@ -26,74 +31,103 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 def predict(
-    images: str,
+    images: str | None = None,
+    split: str | None = None,
+    data: SegmentationData | None = None,
     run: str | None = None,
     ckpt_path: str | None = None,
     output: str | None = None,
     save: str | None = None,
+    branch: str | None = None,
     overwrite: bool = False,
     own_size: bool = False,
     fast: bool = False,
     device: str | None = None,
     inference: Inference = Inference(),  # noqa: B008
 ) -> None:
-    """Predict any images, or a video.
+    """Predict any images, a video, or a split of a data set.
 
-    The prediction of photos/a/b.jpg is OUTPUT/labels/a/b.png, of the same size. What exists is kept: the same command
-    goes on where it was stopped. An image that cannot be read is named at the end, with exit code 1.
+      crosscoop predict --run runs/demo --images photos
+      crosscoop predict --run runs/demo                # the test split of the run's data
+      crosscoop predict --run runs/demo --split val --save labels,overlays
+      crosscoop predict --ckpt-path best.onnx --config configs/voc/parts/data.yaml
+
+    The prediction of photos/a/b.jpg is OUTPUT/labels/a/b.png, that of a split's sample OUTPUT/labels/NAME.png, both of
+    the image's own size: crosscoop submit takes them, and crosscoop score (with --data.resize null --data.center_crop
+    null where the data have these). What exists is kept: the same command resumes where it was stopped. An image that
+    cannot be read is named at the end, with exit code 1. One device predicts, one image at a time.
 
     A network that was trained with data.resize sees the images in that size, too, and its labels are brought back to
-    theirs. Where it would distort them, try --own_size.
-
-    Without --images, crosscoop predict --run RUN writes the labels of the test split of the run's data to
-    RUN/predictions, and takes the options of crosscoop test: see crosscoop test --help.
+    theirs. Where it would distort them, try --own-size.
 
     Args:
         images: An image, a folder with its subfolders, a glob in quotes such as 'photos/*.jpg', a list (.txt with a
-            path per line, relative to the list), or a video.
+            path per line, relative to the list), or a video. Without it, a split is predicted.
+        split: The split to predict; by default the data set's test_split.
+        data: The data set of the split, by default the checkpoint's; from --config, or single options that win over
+            it, such as --data.dataset.root FOLDER. The network sees the images in the size of data.resize; whole, even
+            with data.center_crop.
         run: The run's folder, whose best.ckpt predicts.
-        ckpt_path: A checkpoint, instead of the run's best.ckpt.
-        output: Where to write; by default images/NAME in the run's folder, where NAME is the images' folder.
+        ckpt_path: Instead of the run's best.ckpt: another checkpoint, a .onnx or .safetensors file that crosscoop
+            export wrote, or hf-hub:USER/NAME, which crosscoop push wrote.
+        output: Where to write; by default predictions/NAME in the run's folder or beside the checkpoint, where NAME is
+            the images' folder or the split.
         save: What to write, separated by commas, each into a folder of its name: labels (palette PNGs of the class
             indices; the default), colors (PNGs of the classes' colours), overlays (the colours over the image, with a
             legend), comparison (image, branches, ensemble and disagreement side by side), probabilities (.npz files
             with float16 `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). Of a video, overlays (its
             default) are one .mp4 without legend, its sides even as the codec demands; all else is a file per frame.
-        overwrite: Whether to replace what exists.
-        own_size: Whether the network sees each image in its own size, even if it was trained on resized ones.
-        fast: Whether to compute in bfloat16, with folded batch norms: about twice as fast on processors made for it;
-            about one label in 200 changes.
+        branch: The branch to predict with, such as top; by default the ensemble.
+        overwrite: Replace what exists.
+        own_size: Show the network each image in its own size, even if it was trained on resized ones.
+        fast: Compute in bfloat16, with folded batch norms: about twice as fast on processors made for it; about one
+            label in 200 changes.
         device: Where to run, such as cpu or cuda:1; by default a GPU if there is one.
         inference: How the logits of an image come about.
 
     Raises:
-        CrosscoopError: There are no such images or no such checkpoint, two images would share one prediction, or the
-            output holds predictions of other images, another checkpoint or another protocol.
+        CrosscoopError: There are no such images, data or checkpoint, the data have other classes, two images would
+            share one prediction, or the output holds predictions of other images, another checkpoint or another
+            protocol.
         SystemExit: With code 1 after images that could not be read, with 130 after Ctrl-C.
     """
     if not (run or ckpt_path):
-        raise CrosscoopError("predict needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt_path FILE.")
-    checkpoint = Path(ckpt_path or f"{run}/best.ckpt")
-    what = Path(images).expanduser()
+        raise CrosscoopError("predict needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt-path FILE.")
+    checkpoint = Path(ckpt_path) if ckpt_path else find_checkpoint(None, run)
+    what = Path(images or "").expanduser()
     is_video = what.is_file() and what.suffix.lower() in VIDEOS
     kinds = (save or ("overlays" if is_video else "labels")).split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise CrosscoopError(f"save: got {', '.join(unknown)}, expected one or more of {','.join(KINDS)}.")
+        raise CrosscoopError(f"--save: got {', '.join(unknown)}, expected one or more of {','.join(KINDS)}.")
+    if images and (split or data):
+        raise CrosscoopError("got both --images and a split or data, expected one of them to predict.")
 
-    root, found = find_images(what)
-    place = root.resolve()
-    results = Results(Path(output or Path(run or checkpoint.parent) / "images" / place.name), kinds, overwrite)
-    files = {} if is_video else by_name(found, root)
-    predictor = load(checkpoint, inference, device, own_size, fast)
+    samples: dict[str, Sample]
+    predictor = load(checkpoint, inference, device, own_size, fast, branch)
+    if images:
+        root, found = find_images(what)
+        place, origin = root.resolve().name, str(root.resolve())
+        samples = {} if is_video else {n: FileSample(n, path, None, VOID) for n, path in by_name(found, root).items()}
+    elif data:
+        predictor.resize = None if own_size else data.resize
+        place = split or data.dataset.test_split
+        samples, origin = samples_of(data, place, predictor.class_names)
+    else:
+        raise CrosscoopError(
+            f"predict: got nothing to predict, and {checkpoint} does not name its data as a checkpoint does; expected "
+            "--images, or the data of a split by --config."
+        )
+    beside, identity = (checkpoint.parent, sha256(checkpoint)) if checkpoint.is_file() else (Path(), str(checkpoint))
+    results = Results(Path(output or Path(run or beside) / "predictions" / place), kinds, overwrite)
     try:
-        results.claim({"images": str(place), "checkpoint": sha256(checkpoint), "protocol": predictor.describe()})
+        results.claim({"images": origin, "checkpoint": identity, "protocol": predictor.describe()})
         if is_video:
             predict_video(predictor, what, results)
         else:
-            predict_images(predictor, files, results)
+            predict_samples(predictor, samples, results)
     except KeyboardInterrupt:
         again = "the same command without --overwrite" if overwrite else "the same command"
-        print(f"\nInterrupted, {results.left} left: {results}\nTo go on: {again}.", file=sys.stderr)
+        print(f"\nInterrupted, {results.left} left: {results}\nTo resume: {again}.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
         raise CrosscoopError(f"{results.folder}: cannot be written ({error}). Give another --output.") from error
@@ -103,34 +137,59 @@ def predict(
         raise SystemExit(1)
 
 
-def predict_images(predictor: Predictor, files: Mapping[str, Path], results: Results) -> None:
+def samples_of(data: SegmentationData, split: str, class_names: Sequence[str]) -> tuple[dict[str, Sample], str]:
+    """Return a split's samples by name, and where they come from, in words.
+
+    Args:
+        data: The data.
+        split: The split.
+        class_names: The network's classes.
+
+    Raises:
+        CrosscoopError: The data have other classes, or no such split.
+    """
+    own = data.dataset.class_names
+    if list(own) != list(class_names):
+        raise CrosscoopError(
+            f"data.dataset: got the {len(own)} classes {shorten(own)}, expected the {len(class_names)} classes of the "
+            f"network ({shorten(class_names)}), in this order. Give the data of its training, or single images by "
+            "--images."
+        )
+    data.prepare_data()
+    samples = data.evaluation_set(split).samples
+    files = [path for sample in samples if (path := getattr(sample, "image_path", None))]
+    where = f" in {Path(commonpath(files)).resolve()}" if files else ""
+    return {sample.name: sample for sample in samples}, f"{type(data.dataset).__name__} {split}{where}"
+
+
+def predict_samples(predictor: Predictor, samples: Mapping[str, Sample], results: Results) -> None:
     """Predict images one by one, while threads read the next.
 
     Args:
         predictor: The network.
-        files: The images by name.
+        samples: The images by name.
         results: Where to save.
     """
     if results.overwrite:  # now, so that after an interruption all that exists is new
-        for name in files:
+        for name in samples:
             for kind in results.kinds:
                 results.path(kind, name).unlink(missing_ok=True)
-    todo = {name: path for name, path in files.items() if results.missing(name)}
-    results.total, results.skipped = len(files), len(files) - len(todo)
+    todo = {name: sample for name, sample in samples.items() if results.missing(name)}
+    results.total, results.skipped = len(samples), len(samples) - len(todo)
     for name, image in track(read_ahead(todo), "Predicting", total=len(todo)):
         try:
             results.save(name, predictor(image.result()), results.missing(name))
         except CrosscoopError as error:
-            message = str(error)
-            results.failures.append(message if str(todo[name]) in message else f"{todo[name]}: {message}")
+            message, where = str(error), str(getattr(todo[name], "image_path", name))
+            results.failures.append(message if where in message else f"{where}: {message}")
 
 
-def read_ahead(files: Mapping[str, Path], count: int = 4) -> Iterator[tuple[str, "Future[Array]"]]:
-    """Images in order, by name, of which at most `count` wait in memory."""
+def read_ahead(samples: Mapping[str, Sample], count: int = 4) -> Iterator[tuple[str, "Future[Array]"]]:
+    """Yield images in order, by name, of which at most `count` wait in memory."""
     with ThreadPoolExecutor(2) as pool:
         waiting: deque[tuple[str, Future[Array]]] = deque()
-        for name, path in files.items():
-            waiting.append((name, pool.submit(read_image, path)))
+        for name, sample in samples.items():
+            waiting.append((name, pool.submit(sample.image)))
             if len(waiting) == count:
                 yield waiting.popleft()
         while waiting:
@@ -207,15 +266,30 @@ def sha256(path: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Predict what --images names; without it, the test split of a run's data, by Lightning.
+    """Predict; a split's data are the checkpoint's, unless options name others.
 
     Args:
         arguments: The command and its options.
     """
     command, *options = arguments
-    if {option.partition("=")[0] for option in options} & {"--images", "--help", "-h"}:
-        run_function(predict, command, options)
-        return
-    from crosscoop.commands.training import main as predict_split
+    options = [spelled(option) for option in options]
+    run_function(predict, command, [*remembered(options), *options])
 
-    predict_split(arguments)
+
+def remembered(options: Sequence[str]) -> list[str]:
+    """Return the options for the data that the checkpoint brings along, if they are needed.
+
+    They come before the user's own options, which therefore win.
+
+    Args:
+        options: The user's.
+    """
+    given = values_of(options)
+    path, run = given.get("--ckpt-path"), given.get("--run")
+    if {"--images", "--config", "--data", "--help"} & given.keys() or "-h" in options or not (path or run):
+        return []
+    if path and (path.startswith("hf-hub:") or Path(path).suffix in (".onnx", ".safetensors", ".pt2")):
+        return []
+    checkpoint = str(path or find_checkpoint(None, run))
+    data = read_checkpoint(checkpoint)["crosscoop"]["config"]["data"]
+    return ["--ckpt-path", checkpoint, "--data", yaml.safe_dump(data)]

@@ -36,9 +36,10 @@ def submit(
       crosscoop submit --predictions labels --config configs/cityscapes/parts/data.yaml --output cityscapes.zip
       crosscoop submit --predictions labels --config configs/voc/parts/data.yaml --output voc.tgz
 
-    The label PNGs are those that crosscoop score takes and crosscoop predict writes. Those of test come from
+    The label PNGs are those that crosscoop score takes and crosscoop predict writes, as large as the images. Those of
+    test come from
 
-      crosscoop predict --run RUN --data.dataset.test_split test
+      crosscoop predict --run RUN --split test
 
     Cityscapes gets labelIds, 0 (unlabeled) where there is no class, under the images' names in a .zip. VOC gets palette
     PNGs as results/VOC2012/Segmentation/comp6_test_cls/NAME.png in a .tar, .tgz or .tar.gz.
@@ -51,7 +52,7 @@ def submit(
         split: The split that they belong to.
         competition: VOC's competition: comp5 for networks trained on VOC alone, comp6 for all others, such as those
             pretrained on ImageNet or trained on trainaug.
-        overwrite: Whether to replace the archive if it exists.
+        overwrite: Replace the archive if it exists.
 
     Raises:
         CrosscoopError: The data set has no server, the archive exists or is of another kind, or label files are
@@ -84,10 +85,8 @@ def submit(
         return f"results/VOC2012/Segmentation/{competition}_{split}_cls/{Path(sample.name).name}.png", png(colored)
 
     samples = dataset.samples(split)
-    changed = data.resize or data.center_crop
-    remedy = " Predict with --data.resize null --data.center_crop null." if changed else ""
     with archive(path) as add:
-        for name, content in each_prediction(Path(predictions), samples, encode, "Packing", remedy):
+        for name, content in each_prediction(Path(predictions), samples, encode, "Packing"):
             add(name, content)
     print(f"{path}: {len(samples)} images of {type(dataset).__name__} {split}, {path.stat().st_size / 1e6:.2f} MB")
 

@@ -42,7 +42,7 @@ class SegmentationData(pl.LightningDataModule):
         skip_bad_samples: Put another training sample in the place of one whose files cannot be used, and list it in
             `skipped.csv`. Evaluation never skips.
         check: Look at the header of every file before training, see `check_headers`.
-        prepared: Folder that `crosscoop prepare_data` filled: decoded samples, of which a crop reads only its own part.
+        prepared: Folder that `crosscoop prepare-data` filled: decoded samples, of which a crop reads only its own part.
             Splits that it does not hold are read as ever.
         seed: Seed of order and augmentation; taken from seed_everything on the command line.
     """
@@ -118,10 +118,6 @@ class SegmentationData(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Item]:
         """The test split."""
-        return self._evaluation_loader(self.dataset.test_split)
-
-    def predict_dataloader(self) -> DataLoader[Item]:
-        """The test split, whose masks are not needed."""
         return self._evaluation_loader(self.dataset.test_split)
 
     def evaluation_set(self, split: str) -> EvaluationSet:

@@ -49,7 +49,7 @@ class SegmentationDataset(ABC):
             no official size.
         train_split: Name of the split that `fit` trains on.
         val_split: Name of the split that `fit` and `validate` evaluate on.
-        test_split: Name of the split that `test` and `predict` use.
+        test_split: Name of the split that `test` and `predict` use, unless told otherwise.
     """
 
     class_names: Sequence[str]

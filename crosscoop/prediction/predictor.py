@@ -32,8 +32,8 @@ class Prediction:
 
     Attributes:
         image: `(H, W, 3)` uint8 RGB.
-        labels: `(H, W)` uint8 class indices of the ensemble, or of the only branch.
-        logits: `(num_classes, h, w)` of the ensemble, as coarse as the network gives them.
+        labels: `(H, W)` uint8 class indices of the ensemble, of the only branch, or of the one that was asked for.
+        logits: `(num_classes, h, w)` of the same output, as coarse as the network gives them.
         branch_labels: `(H, W)` uint8 class indices by output name: top, bottom, ensemble.
         class_names: One name per class.
         palette: One RGB colour per class.
@@ -48,7 +48,7 @@ class Prediction:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """`(num_classes, H, W)` float32 of the ensemble; computed when asked for, as they are large."""
+        """`(num_classes, H, W)` float32 of the logits; computed when asked for, as they are large."""
         logits = resize(self.logits[None].float(), self.image.shape[:2])
         return logits[0].softmax(0).cpu().numpy()
 
@@ -89,6 +89,7 @@ class Predictor:
         resize: Height and width that the network sees each image in; None for the image's own.
         fast: Fold batch norms, keep maps in the channels-last layout and compute in bfloat16, the faster the more the
             processor is made for it; about one label in 200 changes, see docs/benchmarks.md.
+        branch: The output whose labels and logits are taken, such as top; by default the ensemble, or the only branch.
 
     Raises:
         CrosscoopError: There is no such device, or an exported network is to be fast.
@@ -103,6 +104,7 @@ class Predictor:
         device: str | None = None,
         resize: Sequence[int] | None = None,
         fast: bool = False,
+        branch: str | None = None,
     ) -> None:
         if fast:
             if not isinstance(network, CooperativeNetwork):
@@ -120,7 +122,7 @@ class Predictor:
                 f"device: got {device!r}, expected one that torch finds here, such as cpu or cuda ({error})."
             ) from error
         self.class_names, self.palette = class_names, palette
-        self.inference, self.resize, self.fast = inference or Inference(), resize, fast
+        self.inference, self.resize, self.fast, self.branch = inference or Inference(), resize, fast, branch
 
     def __call__(self, image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Prediction:
         """Predict one image.
@@ -145,13 +147,14 @@ class Predictor:
                 f"of {self.device}; give a sliding window, such as Inference(window=(768, 768))."
             ) from error
         seen_by = {name: output[0].cpu().numpy() for name, output in labels.items()}
-        last = list(outputs)[-1]
-        return Prediction(pixels, seen_by[last], outputs[last][0], seen_by, self.class_names, self.palette)
+        chosen = self.branch or list(outputs)[-1]
+        return Prediction(pixels, seen_by[chosen], outputs[chosen][0], seen_by, self.class_names, self.palette)
 
     def describe(self) -> str:
         """How images are predicted, in words."""
         size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
-        return f"images {size}, {self.inference.describe()}{', fast (bfloat16)' if self.fast else ''}"
+        branch = f", branch {self.branch}" if self.branch else ""
+        return f"images {size}, {self.inference.describe()}{', fast (bfloat16)' if self.fast else ''}{branch}"
 
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Outputs:
@@ -168,6 +171,7 @@ def load(
     device: str | None = None,
     own_size: bool = False,
     fast: bool = False,
+    branch: str | None = None,
 ) -> Predictor:
     """Load a checkpoint that `crosscoop fit` wrote, or what `crosscoop export` made of one.
 
@@ -178,13 +182,16 @@ def load(
         device: Where to run; by default a GPU if there is one.
         own_size: Show the network each image in its own size, even if it was trained on resized ones (`data.resize`).
         fast: Folded batch norms, channels-last layout and bfloat16; see `Predictor`.
+        branch: The output that predicts, such as top; by default the ensemble, or the only branch.
 
     Raises:
-        CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
+        CrosscoopError: There is no such file or branch, it is none of ours, or its weights do not fit its network.
     """
     network, about = read_network(checkpoint)
+    if branch and branch not in about.outputs:
+        raise CrosscoopError(f"branch: got {branch!r}, expected one of {', '.join(about.outputs)}.")
     size = None if own_size else about.resize
-    return Predictor(network, about.class_names, about.palette, inference, device, size, fast)
+    return Predictor(network, about.class_names, about.palette, inference, device, size, fast, branch)
 
 
 def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:

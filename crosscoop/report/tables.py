@@ -14,7 +14,7 @@ PROMINENT = (
     *("trainer.max_epochs", "seed_everything"),
 )
 SILENT = (
-    *("run", "resume", "ckpt_path", "checkpoint.", "last.", "nonfinite.", "comparison.", "pictures.", "predictions."),
+    *("run", "resume", "ckpt_path", "checkpoint.", "last.", "nonfinite.", "comparison.", "pictures."),
     *("data.num_workers", "trainer.enable_", "trainer.default_root_dir"),
 )
 """How the names begin of settings that make no difference to a figure."""

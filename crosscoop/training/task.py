@@ -134,10 +134,6 @@ class CooperativeSegmentation(pl.LightningModule):
         """Count each output's pixels; the labels `(N, H, W)` go to the callbacks."""
         return self._count(batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Labels `(N, H, W)` uint8 by output name."""
-        return self.labels(batch["image"])
-
     def on_validation_epoch_end(self) -> None:
         """Score the epoch."""
         self._score("val")
