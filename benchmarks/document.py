@@ -20,7 +20,7 @@ SECTIONS = {
     "pipelines": (
         "Training pipelines",
         "What one worker does: read, random scale 0.5 to 2, crop, flip, batch. `prepared` is `--data.prepared`, after "
-        "`crosscoop prepare_data`. Ours hands bytes to the device, the others finished floats; the notes say what that "
+        "`crosscoop prepare-data`. Ours hands bytes to the device, the others finished floats; the notes say what that "
         "leaves to the device.",
     ),
     "training": (

@@ -5,6 +5,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from crosscoop.errors import CrosscoopError
 
@@ -12,20 +13,17 @@ COMMANDS = {
     "fit": ("crosscoop.commands.training:main", "Train a network."),
     "validate": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the validation split."),
     "test": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the test split."),
-    "predict": ("crosscoop.commands.predict:main", "Predict any images, a video, or the test split of a run's data."),
+    "predict": ("crosscoop.commands.predict:main", "Predict any images, a video, or a split of a data set."),
     "export": ("crosscoop.commands.export:export", "Export a checkpoint to ONNX, torch.export or safetensors."),
     "push": ("crosscoop.commands.push:push", "Put a checkpoint on the Hugging Face Hub."),
     "score": ("crosscoop.commands.score:score", "Score label PNGs that any tool wrote."),
     "submit": ("crosscoop.commands.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
-    "check-data": (
-        "crosscoop.commands.check_data:check_data",
-        "Look for faults in a data set: every file of every split.",
-    ),
-    "report": ("crosscoop.commands.report:main", "Show one run, or compare several, on one HTML page."),
+    "check-data": ("crosscoop.commands.check_data:check_data", "Check every file of every split of a data set."),
+    "report": ("crosscoop.commands.report:report", "Show one run, or compare several, on one HTML page."),
     "ablate": ("crosscoop.commands.ablate:ablate", "Train and test every cell of a grid, and write its table."),
-    "prepare_data": ("crosscoop.commands.prepare_data:prepare_data", "Decode a data set once, for faster training."),
-    "prepare_trainaug": (
-        "crosscoop.data.datasets.trainaug:prepare_trainaug",
+    "prepare-data": ("crosscoop.commands.prepare_data:prepare_data", "Decode a data set once, for faster training."),
+    "prepare-trainaug": (
+        "crosscoop.commands.prepare_trainaug:prepare_trainaug",
         "Prepare PASCAL VOC's trainaug split (10,582 images) from SBD.",
     ),
 }
@@ -73,7 +71,9 @@ def _run(arguments: Sequence[str] | None) -> None:
         print(f"crosscoop {version('crosscoop')}")
         return
     if command not in COMMANDS:
-        fail(f"got the command {command!r}, expected one of {', '.join(COMMANDS)}. See crosscoop --help.")
+        similar = get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {similar[0]}?" if similar else ""
+        fail(f"got the command {command!r}, expected one of {', '.join(COMMANDS)}.{hint} See crosscoop --help.")
     sys.path.insert(0, "")  # class paths and modules of the user's working directory
     module, _, name = COMMANDS[command][0].partition(":")
     try:

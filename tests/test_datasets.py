@@ -265,7 +265,7 @@ def test_voc_without_trainaug_names_the_command(voc: Path) -> None:
     (lists / "trainaug.txt").rename(lists / "train_aug.txt")
     assert len(PascalVOC(str(voc)).samples("trainaug")) == 4  # the name in other distributions
     (lists / "train_aug.txt").unlink()
-    command = f"`crosscoop prepare_trainaug --root {voc}`"
+    command = f"`crosscoop prepare-trainaug --root {voc}`"
     refused(lambda: PascalVOC(str(voc)).samples("trainaug"), lists, "trainaug.txt", command)
 
 
@@ -568,7 +568,7 @@ def test_real_voc() -> None:
     for sample in dataset.samples("val")[:20]:
         mask = sample.mask()
         assert mask is not None and mask.shape == sample.image().shape[:2]
-    refused(lambda: dataset.samples("trainaug"), "crosscoop prepare_trainaug --root")
+    refused(lambda: dataset.samples("trainaug"), "crosscoop prepare-trainaug --root")
 
 
 def test_real_cityscapes() -> None:

@@ -162,7 +162,7 @@ def test_predict_runs_onnx(run, exported, tmp_path, capsys):
 
 def test_chosen_outputs_and_coarse_logits(run, exported, tmp_path, capsys):
     """Here from a .safetensors file, which is as good as a checkpoint."""
-    options = "--outputs [ensemble,top] --upsample false --format torch_export"
+    options = "--outputs [ensemble,top] --coarse --format torch_export"
     crosscoop("export", shutil.copy(exported["safetensors"], tmp_path / "net.safetensors"), options)
     assert str(tmp_path / "net.pt2") in capsys.readouterr().out
     program, about = FORMATS["torch_export"].read(tmp_path / "net.pt2")
@@ -261,7 +261,7 @@ def test_wrong_options(run, exported, refused, tmp_path):
         (run / "best.ckpt", "--outputs [left]"): "outputs: got ['left'], expected some of top, bottom, ensemble",
         (run / "best.ckpt", "--outputs []"): "expected some of top",
         (run / "best.ckpt", "--format safetensors --outputs [top]"): "holds the whole network",
-        (run / "best.ckpt", "--format safetensors --upsample false"): "holds the whole network",
+        (run / "best.ckpt", "--format safetensors --coarse"): "holds the whole network",
         (run / "best.ckpt", "--output net.pb"): "expected another file, *.onnx",
         (exported["onnx"], "--output net.onnx"): "expected a checkpoint or a .safetensors file",
         (exported["safetensors"], "--format safetensors"): "expected another file",

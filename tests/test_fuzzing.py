@@ -350,10 +350,10 @@ def test_any_yaml(content, command):
 
 
 FLAGS = shlex.split("""
-    --run --ckpt_path --config --images --output --save --predictions --split --label_ids --data --boundary --workers
-    --show --overwrite --own_size --device --resume --data.dataset --num_images --data.dataset.root --inference.window
-    --root --inference.scales --inference.flip --sbd --competition --network.strategy --data.center_crop
-    --help -h -- -x --runs
+    --run --ckpt-path --branch --config --images --output --save --predictions --split --label-ids --data --boundary
+    --show --workers --overwrite --own-size --device --resume --data.dataset --num-images --data.dataset.root
+    --inference.window --root --inference.scales --inference.flip --sbd --competition --network.strategy
+    --data.center_crop --help -h -- -x --runs
 """)
 WORDS = [
     *VALUES,

@@ -48,7 +48,7 @@ def refusal(capsys, *command):
 
 def prepare(root, *options):
     module(root)
-    crosscoop("prepare_data", "--config", root / "data.yaml", "--output", root / "prepared", *options)
+    crosscoop("prepare-data", "--config", root / "data.yaml", "--output", root / "prepared", *options)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -92,11 +92,11 @@ def test_what_changed_since_is_refused(root, capsys):
     os.utime(mask, ns=(0, 0))
     options = [*NETWORK, *QUIET, "--data", str(root / "data.yaml"), "--data.prepared", str(root / "prepared")]
     error = refusal(capsys, "fit", *options, "--run", root / "run", "--trainer.max_epochs 1")
-    assert "1 of the 4 samples" in error and "sub/3.x" in error and "prepare_data" in error
+    assert "1 of the 4 samples" in error and "sub/3.x" in error and "prepare-data" in error
 
 
 def test_a_folder_that_is_not_there_is_refused(root):
-    with pytest.raises(Exception, match=r"which is no folder\. Make it with `crosscoop prepare_data"):
+    with pytest.raises(Exception, match=r"which is no folder\. Make it with `crosscoop prepare-data"):
         module(root, prepared=str(root / "nowhere"))._samples("train")
 
 
@@ -104,7 +104,7 @@ def test_an_array_that_was_lost_is_named(root):
     prepare(root)
     (root / "prepared" / "train" / "sub" / "0.x.image.npy").write_bytes(b"")
     data = module(root, prepared=str(root / "prepared"))
-    with pytest.raises(Exception, match=r"0\.x\.image\.npy: got .*prepare_data"):
+    with pytest.raises(Exception, match=r"0\.x\.image\.npy: got .*prepare-data"):
         data._samples("train")[0].image()
 
 
@@ -116,5 +116,5 @@ def test_generated_samples_are_refused(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(root, capsys):
     (root / "file").write_text("")
     module(root)
-    error = refusal(capsys, "prepare_data", "--config", root / "data.yaml", "--output", root / "file" / "below")
+    error = refusal(capsys, "prepare-data", "--config", root / "data.yaml", "--output", root / "file" / "below")
     assert "cannot be written" in error and "Give another --output" in error

@@ -92,7 +92,7 @@ def runs(tmp_path_factory):
 def html(runs, tmp_path_factory):
     """The report of both."""
     output = tmp_path_factory.mktemp("report") / "report.html"
-    crosscoop("report", *runs, "--output", output, "--num_images 2")
+    crosscoop("report", *runs, "--output", output, "--num-images 2")
     return output.read_text()
 
 
@@ -365,7 +365,7 @@ def test_no_run_is_refused():
 
 
 def test_negative_number_of_images_is_refused(runs):
-    with pytest.raises(CrosscoopError, match="got num_images -1, expected 0 or more"):
+    with pytest.raises(CrosscoopError, match="--num-images: got -1, expected 0 or more"):
         report([str(runs[0])], num_images=-1)
 
 

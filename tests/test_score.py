@@ -114,7 +114,7 @@ def assert_official(record: dict[str, Any], labels: list[Path], masks: list[Path
 
 def test_cityscapes_equals_the_official_scripts(cityscapes: Path) -> None:
     folder = cityscapes.parent / "labels"
-    record = scored(folder, *data("Cityscapes", cityscapes), "--label_ids true")
+    record = scored(folder, *data("Cityscapes", cityscapes), "--label-ids")
     assert record["absent_classes"] == ["train"]
     masks = [cityscapes / "gtFine" / "val" / f"{name}_gtFine_labelIds.png" for name in FRAMES]
     assert_official(record, [folder / f"{name}.png" for name in FRAMES], masks)
@@ -124,7 +124,7 @@ def test_class_indices_score_as_label_ids_do(cityscapes: Path) -> None:
     folder, indices = cityscapes.parent / "labels", cityscapes.parent / "indices"
     for name in FRAMES:
         save(indices / f"{name}.png", LABEL_TO_TRAIN[np.array(Image.open(folder / f"{name}.png"))])
-    first = scored(folder, *data("Cityscapes", cityscapes), "--label_ids")
+    first = scored(folder, *data("Cityscapes", cityscapes), "--label-ids")
     second = scored(indices, *data("Cityscapes", cityscapes))
     assert {**first, "predictions": None} == {**second, "predictions": None}
 
@@ -185,7 +185,7 @@ def test_real_cityscapes_equals_the_official_scripts(tmp_path: Path) -> None:
     for sample, mask in zip(samples, masks, strict=True):
         shifted = np.roll(np.array(Image.open(mask)), 100, axis=1)
         labels.append(save(tmp_path / "labels" / f"{sample.name}.png", shifted))
-    assert_official(scored(tmp_path / "labels", *data("Cityscapes", REAL / "cityscapes"), "--label_ids"), labels, masks)
+    assert_official(scored(tmp_path / "labels", *data("Cityscapes", REAL / "cityscapes"), "--label-ids"), labels, masks)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_names_of_all_forms(cityscapes: Path, form: str) -> None:
         path = other / f"{form.format(city=city, frame=frame)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / f"{name}.png", path)
-    options = (*data("Cityscapes", cityscapes), "--label_ids")
+    options = (*data("Cityscapes", cityscapes), "--label-ids")
     assert scored(other, *options)["miou"] == scored(folder, *options)["miou"]
 
 
@@ -233,11 +233,11 @@ def test_all_faults_are_named_in_one_message(voc: Path, capsys: pytest.CaptureFi
 
 def test_label_ids(cityscapes: Path, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = cityscapes.parent / "labels"
-    assert "add --label_ids" in refused(capsys, "score", "--predictions", folder, *data("Cityscapes", cityscapes))
-    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc), "--label_ids")
+    assert "add --label-ids" in refused(capsys, "score", "--predictions", folder, *data("Cityscapes", cityscapes))
+    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc), "--label-ids")
     assert "label_ids: got PascalVOC" in error
     save(folder / f"{FRAMES[0]}.png", np.full(SIZE, 34, np.uint8))
-    error = refused(capsys, "score", "--predictions", folder, *data("Cityscapes", cityscapes), "--label_ids")
+    error = refused(capsys, "score", "--predictions", folder, *data("Cityscapes", cityscapes), "--label-ids")
     assert f"{FRAMES[0]}.png: got the mask values 34" in error
 
 
@@ -284,7 +284,7 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.Capt
         ("--data.dataset CamVid", "required: predictions"),
         ("--predictions x", "required: data"),
         ("--predictions x --data.dataset CamVid --foo 1", "unrecognized arguments: --foo"),
-        ("--predictions x --data.dataset CamVid --label_ids maybe", "label_ids"),
+        ("--predictions x --data.dataset CamVid --label-ids maybe", "unrecognized arguments: maybe"),
         ("--predictions x --data.dataset CamVid --data.center_crop 0", "data.center_crop: got 0"),
         ("--predictions x --data.dataset Streets --data.dataset.num_val 1 --split val", "x, which is no folder"),
         ("--predictions . --data.dataset Streets --split nothing", "nothing"),
@@ -329,4 +329,5 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert ended.value.code == 0
     assert "crosscoop score --predictions labels --config configs/voc/parts/data.yaml" in said
-    assert all(f"--{name} " in said for name in ("predictions", "config", "data", "split", "label_ids", "output"))
+    assert all(f"--{name} " in said for name in ("predictions", "config", "data", "split", "output"))
+    assert "[--label-ids]" in said

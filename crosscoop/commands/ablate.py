@@ -28,9 +28,9 @@ def ablate(
 ) -> None:
     """Train and test every cell of a grid, and write its table.
 
-    Stopped at any moment and started again, it goes on: finished cells stay, interrupted ones resume from their last
-    checkpoint. Start it on several machines with one shared folder, and each takes the cells that nobody has; no two
-    ever run the same one (the folder's file system must know file locks). As a SLURM array:
+    The same command resumes after any interruption: finished cells stay, interrupted ones resume from their last
+    checkpoint. Started on several machines with one shared folder, each takes cells that no other has; no two ever run
+    the same one (the folder's file system must know file locks). As a SLURM array:
     `sbatch --array=0-41 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'` (the numbers are
     those of GRID as it is when a task starts: leave it as it is until all have).
 
@@ -39,9 +39,9 @@ def ablate(
         grid: The ablation's YAML; once RUNS exists it may be left out.
         workers: Cells that run at once on this machine.
         cell: Run this cell alone, by its name as --dry-run lists it (cross/seed0), or by its number.
-        dry_run: List the cells with their parameters, multiply-adds and estimated time, and run none.
+        dry_run: List the cells with their parameters, multiply-adds and estimated time, and run none of them.
         retry: Run the failed cells again.
-        tables: Only write the tables anew from what the run folders hold.
+        tables: Only write the tables again, from what the run folders hold.
         sweep: Write a W&B sweep to this YAML file, in which each agent takes cells of this grid, and run none.
 
     Raises:

@@ -29,7 +29,7 @@ def export(
     format: Literal["onnx", "torch_export", "safetensors"] = "onnx",
     output: str | None = None,
     outputs: list[str] | None = None,
-    upsample: bool = True,
+    coarse: bool = False,
     int8: bool = False,
     calibration: str | None = None,
 ) -> None:
@@ -50,9 +50,9 @@ def export(
             safetensors.
         output: The file to write; by default beside the checkpoint.
         outputs: Names of the outputs, such as [ensemble], the fastest; by default all: top, bottom and ensemble.
-        upsample: false leaves the logits at a quarter of the image's height and width, as the network computes them;
-            crosscoop predict is faster with these.
-        int8: Whether to quantise the onnx file, into best.int8.onnx; size, time and mIoU of float and int8 are printed.
+        coarse: Leave the logits at a quarter of the image's height and width, as the network computes them; crosscoop
+            predict is faster with these.
+        int8: Quantise the onnx file, into best.int8.onnx; size, time and mIoU of float and int8 are printed.
             Calibrated with 32 training images of the run's data, and compared on its test split.
         calibration: Images to calibrate with and to compare on, instead of the run's data: a folder or a glob.
 
@@ -71,9 +71,9 @@ def export(
     network, about = read_network(checkpoint)
     if not isinstance(network, CooperativeNetwork):
         raise CrosscoopError(f"ckpt_path: got {checkpoint}, expected a checkpoint or a .safetensors file.")
-    about = replace(with_outputs(about, outputs), upsampled=upsample)
-    if format == "safetensors" and (outputs or not upsample):
-        raise CrosscoopError("outputs, upsample: got a choice, expected none, as safetensors holds the whole network.")
+    about = replace(with_outputs(about, outputs), upsampled=not coarse)
+    if format == "safetensors" and (outputs or coarse):
+        raise CrosscoopError("outputs, coarse: got a choice, expected none, as safetensors holds the whole network.")
     network.eval()
     try:
         with replacing(path) as temporary:

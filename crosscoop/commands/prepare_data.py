@@ -1,4 +1,4 @@
-"""`crosscoop prepare_data`: a data set decoded once, for faster training."""
+"""`crosscoop prepare-data`: a data set decoded once, for faster training."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,11 @@ from crosscoop.errors import CrosscoopError
 def prepare_data(data: SegmentationData, output: str, splits: str | None = None) -> None:
     """Decode a data set once, for faster training.
 
-      crosscoop prepare_data --config configs/cityscapes/cross_c1_c2.yaml --output data/cityscapes_prepared
+      crosscoop prepare-data --config configs/cityscapes/cross_c1_c2.yaml --output data/cityscapes_prepared
       crosscoop fit --config configs/cityscapes/cross_c1_c2.yaml --data.prepared data/cityscapes_prepared
 
     Writes every image and mask as an array of its pixels, 4 bytes for each: about 25 GB for the 2,975 training images
-    of Cityscapes, 8 GB for the 10,582 of VOC. The same command goes on where it was stopped, and renews what has
+    of Cityscapes, 8 GB for the 10,582 of VOC. The same command resumes where it was stopped, and renews what has
     changed since.
 
     Args:

@@ -29,7 +29,7 @@ def push(
         run: The run's folder instead, whose best.ckpt is taken.
         repo: The repository, user/name; it is created if need be.
         folder: A new folder, instead of uploading.
-        private: Whether a new repository is private.
+        private: Make a new repository private.
         data_licence: The licence of the training data, for the card; known for the data sets of crosscoop.
 
     Raises:
@@ -41,7 +41,7 @@ def push(
     fields = card_fields(model.about, repo or "USER/NAME", data_licence)
     if folder:
         if Path(folder).exists():
-            raise CrosscoopError(f"folder: got {folder}, which exists, expected a new one.")
+            raise CrosscoopError(f"--folder: got {folder}, which exists, expected a new one.")
         model.save_pretrained(folder, model_card_kwargs=fields)
         print(f"{folder}: model.safetensors, config.json, README.md")
         return

@@ -47,7 +47,7 @@ def score(
         split: The split that they belong to; by default the data set's test_split, as for crosscoop test.
         label_ids: Whether the values are Cityscapes' labelIds, as its server takes them, instead of class indices
             (trainIds). Ids outside the 19 classes stand for no class.
-        boundary: Whether to measure boundary IoU as well, as with --model.boundary_iou true; it takes much longer.
+        boundary: Measure boundary IoU as well, as with --model.boundary_iou true; it takes much longer.
         output: The file for the figures, or its folder; by default metrics.json in the folder of the PNGs.
 
     Returns:
@@ -75,7 +75,7 @@ def score(
     if data.resize or data.center_crop:
         remedy += " Sizes follow data.resize and data.center_crop; null in both scores whole images."
     if isinstance(dataset, Cityscapes) and not label_ids:
-        remedy += " Are the values labelIds? Then add --label_ids."
+        remedy += " Are the values labelIds? Then add --label-ids."
     counts, outlines = torch.zeros(num_classes, num_classes + 1).long(), torch.zeros(2, num_classes).long()
     for pairs, near in each_prediction(folder, samples, count, "Scoring", remedy):
         counts, outlines = counts + pairs, outlines + near

@@ -59,7 +59,7 @@ class PreparedSample:
             array: Array = np.load(self.file(kind), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
             raise CrosscoopError(
-                f"{self.file(kind)}: got {error}, expected a decoded {kind}; run `crosscoop prepare_data` again"
+                f"{self.file(kind)}: got {error}, expected a decoded {kind}; run `crosscoop prepare-data` again"
             ) from error
         return array
 
@@ -77,7 +77,7 @@ def prepared_samples(folder: Path, split: str, samples: Sequence[Sample]) -> Seq
     """
     if not folder.is_dir():
         raise CrosscoopError(
-            f"data.prepared: got {folder}, which is no folder. Make it with `crosscoop prepare_data --output {folder}`."
+            f"data.prepared: got {folder}, which is no folder. Make it with `crosscoop prepare-data --output {folder}`."
         )
     known = read_index(folder / split)
     if not known:
@@ -86,7 +86,7 @@ def prepared_samples(folder: Path, split: str, samples: Sequence[Sample]) -> Seq
     if stale := [sample.name for sample in sources if known.get(sample.name) != fingerprint(sample)]:
         raise CrosscoopError(
             f"data.prepared: {len(stale)} of the {len(samples)} samples are not in {folder / split}, or have changed "
-            f"since ({shorten(stale)}). Run `crosscoop prepare_data --output {folder}` again, with the same data."
+            f"since ({shorten(stale)}). Run `crosscoop prepare-data --output {folder}` again, with the same data."
         )
     return [PreparedSample(sample, folder / split) for sample in sources]
 

@@ -17,7 +17,7 @@ class PascalVOC(SegmentationDataset):
     """PASCAL VOC 2012: 20 classes and background (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/).
 
     A split is a list in `ImageSets/Segmentation`: train, val, trainval, trainaug (VOC and SBD, with masks in
-    `SegmentationClassAug`; `crosscoop prepare_trainaug` makes both), test (without masks), or one of yours.
+    `SegmentationClassAug`; `crosscoop prepare-trainaug` makes both), test (without masks), or one of yours.
 
     Args:
         root: The folder with `JPEGImages`, `SegmentationClass` and `ImageSets`, or a folder that holds it as
@@ -101,7 +101,7 @@ class PascalVOC(SegmentationDataset):
         if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"))))):
             raise SplitError(
                 f"{source}: got {len(leak)} images that are also in val ({shorten(leak)}), expected none; "
-                f"make a clean list with `crosscoop prepare_trainaug --root {self.root}`",
+                f"make a clean list with `crosscoop prepare-trainaug --root {self.root}`",
                 samples,
             )
         return check_samples(samples, source)
@@ -114,7 +114,7 @@ class PascalVOC(SegmentationDataset):
                 return lists / file
         remedy = f"there are {', '.join(sorted(path.stem for path in lists.glob('*.txt')))}"
         if split == "trainaug":
-            remedy = f"prepare it with `crosscoop prepare_trainaug --root {self.root}`"
+            remedy = f"prepare it with `crosscoop prepare-trainaug --root {self.root}`"
         raise CrosscoopError(
             f'{lists}: got the split "{split}", expected its list {" or ".join(files)} there; {remedy}'
         )

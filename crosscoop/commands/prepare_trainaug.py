@@ -1,4 +1,4 @@
-"""VOC's augmented training split: 10,582 images from VOC and SBD."""
+"""`crosscoop prepare-trainaug`: VOC's augmented training split, 10,582 images from VOC and SBD."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ CLASSES = len(PascalVOC.class_names)
 
 
 def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = None, download: bool = False) -> None:
-    """Makes VOC's split trainaug: VOC train, SBD train and SBD val together, without VOC val.
+    """Make VOC's split trainaug: VOC train, SBD train and SBD val together, without VOC val.
 
     Writes the masks to `SegmentationClassAug`, where VOC's own win over SBD's, and the list to
     `ImageSets/Segmentation/trainaug.txt`. Continues where it was stopped. A `SegmentationClassAug` that is
@@ -96,7 +96,7 @@ def _find_sbd(root: Path, download: bool, masks: Path, count: int) -> Path:
         return _find_sbd(root, False, masks, count)
     raise CrosscoopError(
         f"{root}: got no SBD there, expected a folder with cls, train.txt and val.txt, because {masks} holds "
-        f"{count} whole masks outside val, not {IMAGES}; give SBD's folder with --sbd, or set --download true"
+        f"{count} whole masks outside val, not {IMAGES}; give SBD's folder with --sbd, or add --download"
     )
 
 
