@@ -111,7 +111,7 @@ def predict(
     elif data:
         predictor.resize = None if own_size else data.resize
         place = split or data.dataset.test_split
-        samples, origin = samples_of(data, place, predictor.class_names)
+        samples, origin = samples_of(data, place, checkpoint, predictor.class_names)
     else:
         raise CrosscoopError(
             f"predict: got nothing to predict, and {checkpoint} does not name its data as a checkpoint does; expected "
@@ -137,12 +137,15 @@ def predict(
         raise SystemExit(1)
 
 
-def samples_of(data: SegmentationData, split: str, class_names: Sequence[str]) -> tuple[dict[str, Sample], str]:
+def samples_of(
+    data: SegmentationData, split: str, checkpoint: Path, class_names: Sequence[str]
+) -> tuple[dict[str, Sample], str]:
     """Return a split's samples by name, and where they come from, in words.
 
     Args:
         data: The data.
         split: The split.
+        checkpoint: The network's file, for the message.
         class_names: The network's classes.
 
     Raises:
@@ -151,8 +154,8 @@ def samples_of(data: SegmentationData, split: str, class_names: Sequence[str]) -
     own = data.dataset.class_names
     if list(own) != list(class_names):
         raise CrosscoopError(
-            f"data.dataset: got the {len(own)} classes {shorten(own)}, expected the {len(class_names)} classes of the "
-            f"network ({shorten(class_names)}), in this order. Give the data of its training, or single images by "
+            f"data.dataset: got {len(own)} classes ({shorten(own)}), expected the {len(class_names)} classes of "
+            f"{checkpoint} ({shorten(class_names)}), in this order. Give the data of its training, or single images by "
             "--images."
         )
     data.prepare_data()
