@@ -12,7 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter 
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
-from crosscoop.files import include_yaml, load_yaml
+from crosscoop.files import expanded, include_yaml, load_yaml
 
 
 class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -59,9 +59,10 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
         options = ["--ckpt_path", *options]
     followed = pairwise([*(_with_underscores(option) for option in options), "--"])
     try:
-        given = parser.parse_args(
-            [f"{option}=true" if option in flags and next_.startswith("--") else option for option, next_ in followed]
-        )
+        words = [
+            f"{option}=true" if option in flags and next_.startswith("--") else option for option, next_ in followed
+        ]
+        given = expanded(parser.parse_args(words))
     except ArgumentError as error:
         raise CrosscoopError(f"{error}\nAll options: crosscoop {command} --help") from error
     instances = parser.instantiate(given)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from crosscoop.checkpoints.read import find_checkpoint
 from crosscoop.commands.options import run as run_function
 from crosscoop.data.dataset import Array
 from crosscoop.data.images import read_image
@@ -73,7 +74,7 @@ def predict(
     """
     if not (run or ckpt_path):
         raise CrosscoopError("predict needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt_path FILE.")
-    checkpoint = Path(ckpt_path or f"{run}/best.ckpt")
+    checkpoint = Path(ckpt_path) if ckpt_path else find_checkpoint(None, run)
     what = Path(images).expanduser()
     is_video = what.is_file() and what.suffix.lower() in VIDEOS
     kinds = (save or ("overlays" if is_video else "labels")).split(",")

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from crosscoop.commands.options import Help
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import replacing
+from crosscoop.files import expanded, replacing
 from crosscoop.report.gallery import make_gallery
 from crosscoop.report.page import render
 from crosscoop.report.runs import read_runs
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         given = parser.parse_args(arguments[1:])
     except ArgumentError as error:
         raise CrosscoopError(f"{error}\nAll options: crosscoop report --help") from error
-    report(**given.as_dict())
+    report(**expanded(given.as_dict()))
 
 
 def report(
