@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> None:
-    command, *options = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--"]:  # torchrun ... -m crosscoop -- fit --run ...
+        del words[0]
+    command, *options = words or ["--help"]
     if command in ("-h", "--help", "help"):
         lines = (f"  {name:17} {summary}" for name, (_, summary) in COMMANDS.items())
         print(USAGE.format(commands="\n".join(lines)))
@@ -77,6 +80,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     sys.path.insert(0, "")  # class paths and modules of the user's working directory
     module, _, name = COMMANDS[command][0].partition(":")
     try:
+        options = [_expanded(option) for option in options]
         function = getattr(importlib.import_module(module), name)
         if name == "main":  # it reads its options itself
             function([command, *options])
@@ -95,6 +99,14 @@ def _run(arguments: Sequence[str] | None) -> None:
         if not (error.errno and error.filename):
             raise
         fail(f"{error.filename}: {error.strerror}; expected a file or folder that can be read and written there.")
+
+
+def _expanded(option: str) -> str:
+    """Resolve `~` and variables in an option, where a shell does not: quoted, or behind `=`."""
+    from crosscoop.files import expanded
+
+    name, equals, value = option.partition("=") if option.startswith("--") else ("", "", option)
+    return f"{name}{equals}{expanded(value)}"
 
 
 def _reader_has_gone() -> bool:

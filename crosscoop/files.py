@@ -1,6 +1,9 @@
 """Files written completely or not at all, and values read from or shown to users: the ground floor."""
 
 import json
+import os
+import re
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,9 @@ from typing import Any
 import yaml
 
 from crosscoop.errors import CrosscoopError
+
+VARIABLE = re.compile(r"\$(?:{(\w+)}|([A-Za-z_]\w*))")
+HOME = re.compile(r"~[\w.-]*(?=/|$)")
 
 
 @contextmanager
@@ -56,7 +62,39 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise CrosscoopError(f"{path}: cannot be read ({error}); expected a YAML file.") from error
     if not isinstance(content, Mapping):
         raise CrosscoopError(f"{path}: got {type(content).__name__}, expected a mapping of options.")
-    return dict(content)
+    options: dict[str, Any] = expanded(dict(content))
+    return options
+
+
+def expanded(value: Any) -> Any:
+    """Resolve `~` and environment variables in every string of a configuration, as a shell does in its words.
+
+    Args:
+        value: A string, or lists, mappings and namespaces of such; namespaces are changed in place.
+
+    Raises:
+        CrosscoopError: A path names a variable that is not set, or a user without a home folder.
+    """
+    if isinstance(value, Namespace):
+        vars(value).update({key: expanded(entry) for key, entry in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: expanded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [expanded(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in os.environ and (value.startswith("$") or "/" in value):
+            raise CrosscoopError(f"got {value}, but the environment variable {name} is not set. Set it, or correct it.")
+        return os.environ.get(name, found[0])
+
+    try:
+        text = HOME.sub(lambda found: str(Path(found[0]).expanduser()), value, count=1) if value[:1] == "~" else value
+    except RuntimeError as error:
+        raise CrosscoopError(f"got {value}: {error}. Give the path of the home folder itself.") from error
+    return VARIABLE.sub(variable, text)
 
 
 def include_yaml(value: Any, folder: Path, above: tuple[Path, ...] = ()) -> Any:

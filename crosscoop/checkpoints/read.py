@@ -1,5 +1,6 @@
 """A trained network from a checkpoint of `crosscoop fit`."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -36,16 +37,26 @@ def read_checkpoint_network(path: str | Path) -> tuple[nn.Module, About]:
 
 
 def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
-    """The checkpoint that an option names.
+    """Return the checkpoint that an option names.
+
+    A run without `best.ckpt`, in which nothing was validated, has its `last.ckpt` instead; a line on stderr says so.
+
+    Args:
+        ckpt_path: A checkpoint.
+        run: A run's folder.
 
     Raises:
-        CrosscoopError: None does, or both.
+        CrosscoopError: None is named, or both.
     """
     if bool(ckpt_path) == bool(run):
         raise CrosscoopError(
             f"got {'both' if run else 'neither'}, expected either a checkpoint or --run FOLDER, to take its best.ckpt."
         )
-    return Path(ckpt_path or f"{run}/best.ckpt")
+    best, last = Path(ckpt_path or f"{run}/best.ckpt"), Path(f"{run}/last.ckpt")
+    if ckpt_path or best.exists() or not last.exists():
+        return best
+    print(f"{run} has no best.ckpt: taking {last}, the weights of the last step.", file=sys.stderr)
+    return last
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

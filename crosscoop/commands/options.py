@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter 
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
-from crosscoop.files import include_yaml, load_yaml
+from crosscoop.files import expanded, include_yaml, load_yaml
 
 
 class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -54,7 +54,7 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
     if "ckpt_path" in parameters and options and not options[0].startswith("-"):
         options = ["--ckpt-path", *options]
     try:
-        given = parser.parse_args(options)
+        given = expanded(parser.parse_args(options))
     except ArgumentError as error:
         raise CrosscoopError(explained(error, command, parser)) from error
     instances = parser.instantiate(given)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -10,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
 from jsonargparse.typing import class_from_function
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -21,11 +20,12 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from crosscoop.checkpoints.fits import check_fits
-from crosscoop.checkpoints.read import read_checkpoint
+from crosscoop.checkpoints.read import find_checkpoint, read_checkpoint
 from crosscoop.commands.options import explained, spelled, values_of
 from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
+from crosscoop.files import expanded
 from crosscoop.network import create_network
 from crosscoop.training.advertisements import silence_advertisements
 from crosscoop.training.callbacks import (
@@ -37,10 +37,13 @@ from crosscoop.training.callbacks import (
     Ranks,
     RunFolder,
     SkippedSamples,
+    further_checkpoints,
 )
 from crosscoop.training.checkpoint_io import WholeFiles, check_room, is_whole
+from crosscoop.training.lightning_fixes import defaults_of, give_defaults, plain_values, refused_by
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.training.task import CooperativeSegmentation
+from crosscoop.training.trainer_options import check_options, components
 from crosscoop.training.wandb_runs import forgive, keep_wandb_run
 
 QUIET = {
@@ -88,8 +91,9 @@ class TrainingCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise CrosscoopError(explained(error, args[0], self.command_parser)) from error
-        config = self.config[self.config.subcommand]
-        for name, default in vars(self._parser(self.config.subcommand).get_defaults()).items():
+        command = self.config.subcommand
+        config = expanded(self.config[command])
+        for name, default in defaults_of(self, command).items():
             if default is not None and config.get(name) is None:  # a section whose options are all commented out
                 config[name] = default
         if not 0 <= int(config.seed_everything) < 2**32:
@@ -101,9 +105,10 @@ class TrainingCLI(LightningCLI):
         """Give every part its place in the run's folder."""
         config = self.config[self.subcommand]
         run = Path(config.run)
-        given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))  # no places yet
-        for key in ("ckpt_path", "resume"):  # of this call; in config.yaml they would overrule another call's
-            given.pop(key, None)
+        check_options(config)
+        given = plain_values(self, str(self.subcommand), config)  # no places yet
+        if self.subcommand == "fit":  # of this call; in config.yaml they would overrule another call's
+            del given["ckpt_path"], given["resume"]
         self.given = given
         self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
         if self.subcommand == "fit":
@@ -119,20 +124,17 @@ class TrainingCLI(LightningCLI):
                 config.ckpt_path = newest_whole(run) or config.ckpt_path
         else:
             config.network.pretrained = False  # the checkpoint brings all weights
-        if config.trainer.val_check_interval == 0:  # Lightning would divide by it
-            raise CrosscoopError(
-                "trainer.val_check_interval: got 0, expected batches (1), a share of an epoch, or null."
-            )
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
-        self.trainer_defaults["callbacks"] = [SkippedSamples()]
+        further = further_checkpoints(config.checkpoint)
+        self.trainer_defaults["callbacks"] = [SkippedSamples(), *further]
         if config.trainer.enable_model_summary is not False and not config.trainer.barebones:
             self.trainer_defaults["callbacks"].append(NetworkSummary(config.data.crop_size))
         config.trainer.enable_model_summary = False  # ours instead of Lightning's
-        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-        for logger in loggers:
-            if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in (None, "", "."):
-                logger.init_args.save_dir = str(run)
+        for _, options in components(config.trainer.logger):
+            for place in {"save_dir", "root_dir"}.intersection(vars(options) if options else ()):
+                if options[place] in (None, "", ".", "./mlruns"):  # the loggers' defaults
+                    options[place] = str(run / (options[place] or ""))
         if config.trainer.sync_batchnorm:
             config.trainer.sync_batchnorm = False
             plugins = config.trainer.plugins or []
@@ -151,6 +153,8 @@ class TrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
+        # Its file records what the other checkpoint callbacks did at the same moment.
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
         trainer.callbacks.append(Ranks(trainer))  # type: ignore[attr-defined]  # the last one, as it may raise
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -190,6 +194,8 @@ def main(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds config.yaml
 
+    give_defaults()
+
     class OneCommand(TrainingCLI):
         @staticmethod
         def subcommands() -> dict[str, set[str]]:  # the options of all three take a second to set up
@@ -211,15 +217,25 @@ def main(arguments: Sequence[str]) -> None:
         raise CrosscoopError(
             f"{where} could not be written: {error.strerror}. Make room, then add --resume."
         ) from error
-    except MisconfigurationException as error:
-        raise CrosscoopError(str(error)) from error
-    except (ModuleNotFoundError, ValueError) as error:
+    except CrosscoopError:
+        raise
+    except Exception as error:
         cause: BaseException = error
-        while cause.__cause__:  # jsonargparse buries what the constructor of a logger raises
+        while cause.__cause__:  # jsonargparse buries what the constructor of a component raises
             cause = cause.__cause__
-        if not isinstance(cause, ModuleNotFoundError):
+        if isinstance(cause, ModuleNotFoundError):
+            raise CrosscoopError(f"{cause}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
+        if isinstance(cause, CrosscoopError):
+            raise cause from error
+        if lacking := re.match(r'"(\w+)" not implemented for \'(\w+)\'', str(cause)):
+            raise CrosscoopError(
+                f"trainer.precision: this device cannot compute {lacking[1]} in {lacking[2]}. Use bf16-true, "
+                "bf16-mixed or 32-true."
+            ) from error
+        library = refused_by(cause)
+        if library is None:
             raise
-        raise CrosscoopError(f"{cause}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
+        raise CrosscoopError(f"{library} refuses: {' '.join(str(cause).split())} Correct the option.") from error
 
 
 def remembered(command: str, options: Sequence[str]) -> list[str]:
@@ -241,7 +257,7 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
             raise CrosscoopError(
                 f"{command} needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt_path FILE."
             )
-        checkpoint = str(Path(run) / "best.ckpt")
+        checkpoint = str(find_checkpoint(None, run))
         brought += ["--ckpt_path", checkpoint]
     if run is None:
         brought += ["--run", str(Path(checkpoint).parent)]

@@ -97,7 +97,7 @@ class Backbone(nn.Module):
             `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, sizes
             rounded as the backbone does.
         """
-        image = (image - self.mean) / self.std
+        image = ((image - self.mean) / self.std).to(self.mean.dtype)  # the network's, under true precision
         if self.patch > 1:
             image = functional.pad(image, (0, -image.shape[-1] % self.patch, 0, -image.shape[-2] % self.patch))
         features = self.network(image)

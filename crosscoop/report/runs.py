@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from crosscoop.checkpoints.read import find_checkpoint
 from crosscoop.data.configured import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
@@ -75,7 +76,9 @@ class Run:
 
     def checkpoint(self, evaluation: Settings) -> Path:
         """The checkpoint that was evaluated, which lies in the folder even if that was moved."""
-        evaluated = Path(evaluation.get("ckpt_path") or "best.ckpt")
+        if not evaluation.get("ckpt_path"):
+            return find_checkpoint(None, str(self.folder))
+        evaluated = Path(evaluation["ckpt_path"])
         beside = self.folder / evaluated.name
         return beside if beside.is_file() or not evaluated.is_file() else evaluated
 

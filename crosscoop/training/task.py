@@ -1,16 +1,17 @@
 """The Lightning module: how a cooperative network learns and is measured."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.callbacks import BaseFinetuning
+from pytorch_lightning.cli import OptimizerCallable, ReduceLROnPlateau
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torchmetrics import SumMetric
 
 from crosscoop.errors import CrosscoopError
@@ -20,6 +21,7 @@ from crosscoop.evaluation.labels import upsampled_labels
 from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
 from crosscoop.network import CooperativeNetwork
 from crosscoop.network.outputs import branch_names, output_names, outputs_of
+from crosscoop.training.lightning_fixes import thaw_resumed
 from crosscoop.training.loss import CrossEntropy, Loss
 from crosscoop.training.objective import Objective, Supervised, check_objective, sum_losses
 
@@ -38,6 +40,22 @@ class Batch(TypedDict):
     name: list[str]
 
 
+SchedulerFactory = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
+"""Lightning's plateau, which knows what it monitors, goes before torch's of the same name."""
+
+
+class Poly(LambdaLR):
+    """A schedule that leaves parameter groups alone which a callback adds during training.
+
+    torch's `PolynomialLR` would also keep the old total when a resumed run gets longer.
+    """
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each parameter group."""
+        added = self.optimizer.param_groups[len(self.base_lrs) :]
+        return [*super().get_lr(), *(group["lr"] for group in added)]
+
+
 class CooperativeSegmentation(pl.LightningModule):
     """Trains all branches together and measures each of them and their ensemble.
 
@@ -50,6 +68,8 @@ class CooperativeSegmentation(pl.LightningModule):
         poly_power: Exponent of the polynomial decay to 0 over the whole training, stepped with the optimiser.
         warmup_steps: Optimiser steps of linear warm-up before the decay.
         scheduler: Any torch schedule by class path instead of the polynomial one, stepped with the optimiser.
+            OneCycleLR takes its total_steps from the trainer; ReduceLROnPlateau (`monitor: val/miou, mode: max`) steps
+            after each validation.
         heads_lr_multiplier: Factor on the learning rate of all that is not a backbone.
         loss: The loss of one branch.
         objective: What the network learns from; it receives `loss`.
@@ -67,7 +87,7 @@ class CooperativeSegmentation(pl.LightningModule):
         optimizer: OptimizerCallable = lambda parameters: SGD(parameters, lr=0.007, momentum=0.9, weight_decay=1e-4),
         poly_power: float = 0.9,
         warmup_steps: int = 0,
-        scheduler: LRSchedulerCallable = None,  # type: ignore[assignment]
+        scheduler: SchedulerFactory = None,  # type: ignore[assignment]
         heads_lr_multiplier: float = 1.0,
         loss: Loss = CrossEntropy(),  # noqa: B008
         objective: Objective = Supervised(),  # noqa: B008
@@ -84,7 +104,7 @@ class CooperativeSegmentation(pl.LightningModule):
         self.objective.build(network, len(class_names))
         self.inference = inference
         self.optimizer = optimizer
-        self.scheduler: LRSchedulerCallable | None = scheduler
+        self.scheduler: SchedulerFactory | None = scheduler
         self.poly_power, self.warmup_steps = poly_power, warmup_steps
         self.heads_lr_multiplier = heads_lr_multiplier
         self.confusion: Mapping[str, ConfusionMatrix] = nn.ModuleDict(  # type: ignore[assignment]
@@ -121,7 +141,7 @@ class CooperativeSegmentation(pl.LightningModule):
         loss = sum_losses(self.objective, losses)
         self.log("train/loss", loss, prog_bar=True)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
-            self.log(f"lr/{group['name']}", group["lr"])
+            self.log(f"lr/{group.get('name', 'thawed')}", group["lr"])
         for name, each in losses.items():
             self.log(f"train/loss_{name}", each)
         return loss
@@ -147,16 +167,28 @@ class CooperativeSegmentation(pl.LightningModule):
         backbones = {id(p) for branch in self.network.branches for p in branch.backbone.parameters()}
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "heads": []}
         for parameter in [*self.network.parameters(), *self.objective.parameters()]:
+            if not parameter.requires_grad:  # BackboneFinetuning adds them when they thaw
+                continue
             groups["backbone" if id(parameter) in backbones else "heads"].append(parameter)
         try:
             optimizer = self.optimizer([{"params": group, "name": name} for name, group in groups.items()])
         except (TypeError, ValueError) as error:
             raise CrosscoopError(f"model.optimizer: {error}. Correct its options.") from error
         optimizer.param_groups[1]["lr"] *= self.heads_lr_multiplier
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"},
-        }
+        if self._thaws and self.trainer.world_size > 1:  # DDP does not average what is frozen at its start
+            raise CrosscoopError(
+                f"trainer.callbacks: parameters that thaw during training drift apart on {self.trainer.world_size} "
+                "devices (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Train on one device, or "
+                "leave out the finetuning callback."
+            )
+        scheduler = self._schedule(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):  # steps after a validation
+            every = self.trainer.check_val_every_n_epoch or 1
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor, "frequency": every},
+            }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self,
@@ -189,26 +221,67 @@ class CooperativeSegmentation(pl.LightningModule):
                 **{key: value for key, value in mine.items() if key.startswith("objective.")},
             }
 
+    def on_train_start(self) -> None:
+        """Let what had thawed before an interruption train."""
+        thaw_resumed(self.trainer)
+
+    @property
+    def _thaws(self) -> bool:
+        return any(isinstance(callback, BaseFinetuning) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+
+    @property
+    def backbone(self) -> nn.ModuleList:
+        """The branches' backbones, for Lightning's `BackboneFinetuning`."""
+        return nn.ModuleList(branch.backbone for branch in self.network.branches)
+
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         if self.scheduler is not None:
-            try:
-                return self.scheduler(optimizer)
-            except (TypeError, ValueError) as error:
-                raise CrosscoopError(f"model.scheduler: {error}. Correct its options.") from error
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise CrosscoopError(
-                "The polynomial decay needs to know the last step: got neither trainer.max_epochs nor "
-                "trainer.max_steps. Set one, or another model.scheduler."
-            )
-        decay = max(int(total) - self.warmup_steps, 1)
+            return self._given_schedule(self.scheduler, optimizer)
+        decay = max(self._last_step("The polynomial decay") - self.warmup_steps, 1)
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return (step + 1) / self.warmup_steps
             return float(max(1 - (step - self.warmup_steps) / decay, 0) ** self.poly_power)
 
-        return LambdaLR(optimizer, factor)  # PolynomialLR would keep the old total when a resumed run gets longer
+        return Poly(optimizer, factor)
+
+    def _given_schedule(self, make: Callable[..., LRScheduler], optimizer: Optimizer) -> LRScheduler:
+        if self._thaws:
+            raise CrosscoopError(
+                "model.scheduler: torch's schedules cannot follow parameters that thaw during training. Leave it out "
+                "to use the polynomial decay, or leave out the finetuning callback."
+            )
+        try:
+            try:
+                scheduler = make(optimizer)
+            except ValueError as error:
+                if "total_steps" not in str(error):
+                    raise
+                scheduler = make(optimizer, total_steps=self._last_step("OneCycleLR"))
+        except (TypeError, ValueError) as error:
+            raise CrosscoopError(f"model.scheduler: {error}. Correct its options.") from error
+        if isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau) and not isinstance(scheduler, ReduceLROnPlateau):
+            raise CrosscoopError(
+                "model.scheduler: torch's ReduceLROnPlateau does not know what to monitor. Use ReduceLROnPlateau "
+                "(Lightning's) with --model.scheduler.monitor val/miou --model.scheduler.mode max."
+            )
+        total = self.trainer.estimated_stepping_batches
+        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < total:
+            raise CrosscoopError(
+                f"model.scheduler.total_steps: got {scheduler.total_steps}, expected at least the run's {total} steps. "
+                "Leave it out to take them from the trainer."
+            )
+        return scheduler
+
+    def _last_step(self, what: str) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise CrosscoopError(
+                f"{what} needs to know the last step: got neither trainer.max_epochs nor trainer.max_steps. Set one, "
+                "or another model.scheduler."
+            )
+        return int(total)
 
     def _count(self, batch: Batch) -> dict[str, Tensor]:
         labels = self.labels(batch["image"])

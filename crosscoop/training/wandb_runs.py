@@ -1,6 +1,5 @@
 """Weights & Biases, whose server, key or process may be missing or die: training goes on, the run stays on disk."""
 
-import contextlib
 import os
 import secrets
 import shlex
@@ -12,6 +11,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+
+from crosscoop.training.lightning_fixes import keep_wandb_on_disk, leave_wandb, wandb_has_begun
 
 
 def keep_wandb_run(config: Namespace, run: Path) -> None:
@@ -68,14 +69,14 @@ def forgive(logger: WandbLogger) -> None:
                 call(*arguments, **options)
             except Exception as error:
                 what = f"W&B fails ({type(error).__name__}: {error}); training goes on"
-                if logger._experiment is None:
+                if not wandb_has_begun(logger):
                     dead.append(error)
                     rank_zero_warn(f"{what} without it.")
                 elif isinstance(error, OSError):  # a closed socket
                     dead.append(error)
                     folder = shlex.quote(str(Path(logger.experiment.dir).parent))
                     rank_zero_warn(f"{what} without it. What it had written is kept: wandb sync {folder}")
-                    _part()
+                    leave_wandb()
                 else:
                     rank_zero_warn(f"{what}.")
 
@@ -86,15 +87,7 @@ def forgive(logger: WandbLogger) -> None:
     try:
         _ = logger.experiment  # begins the run, which Lightning would do outside these calls
     except Exception as error:
-        _part()
-        logger._offline, logger._wandb_init["mode"] = True, "offline"
+        leave_wandb()
+        keep_wandb_on_disk(logger)
         folder = shlex.quote(f"{logger.save_dir}/wandb")
         print(f"W&B: {error} The run is kept on disk; send it with: wandb sync {folder}/offline-run-*")
-
-
-def _part() -> None:
-    """Leave W&B's process: a dead one would be spoken to at the end, with a stack trace; a living one knows the run."""
-    import wandb
-
-    with contextlib.suppress(Exception):
-        wandb.teardown(exit_code=1)

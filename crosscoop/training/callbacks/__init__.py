@@ -2,6 +2,7 @@
 
 from crosscoop.training.callbacks.comparison import OutputComparison
 from crosscoop.training.callbacks.freeze import FreezeBatchNorm
+from crosscoop.training.callbacks.further import FurtherCheckpoints, further_checkpoints
 from crosscoop.training.callbacks.last import LastCheckpoint
 from crosscoop.training.callbacks.nonfinite import NonFinite
 from crosscoop.training.callbacks.pictures import PredictionImages
@@ -12,6 +13,7 @@ from crosscoop.training.callbacks.summary import NetworkSummary
 
 __all__ = [
     "FreezeBatchNorm",
+    "FurtherCheckpoints",
     "LastCheckpoint",
     "NetworkSummary",
     "NonFinite",
@@ -20,4 +22,5 @@ __all__ = [
     "Ranks",
     "RunFolder",
     "SkippedSamples",
+    "further_checkpoints",
 ]

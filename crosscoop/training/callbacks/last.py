@@ -13,9 +13,17 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
+from pytorch_lightning.utilities import rank_zero_only
 
 from crosscoop.data.samplers import TrainingLoader
 from crosscoop.training.checkpoint_io import check_room, clean
+from crosscoop.training.lightning_fixes import (
+    count_epochs_as_epochs,
+    count_validation_as_begun,
+    follow_moved_folder,
+    tell_ranks,
+    validation_follows,
+)
 
 
 class LastCheckpoint(Checkpoint):
@@ -40,8 +48,7 @@ class LastCheckpoint(Checkpoint):
         """Remove what a killed process left behind."""
         if stage != "fit":
             return
-        # With max_steps Lightning takes the end of an epoch for its middle, and counts an empty epoch when it resumes.
-        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        count_epochs_as_epochs(trainer)
         if trainer.is_global_zero:
             clean(Path(trainer.default_root_dir))
 
@@ -81,8 +88,7 @@ class LastCheckpoint(Checkpoint):
             return  # gradients accumulate, and are in no checkpoint
         self.step = trainer.global_step
         asked = self._asked(trainer)
-        loop = trainer.fit_loop
-        if trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+        if trainer.is_last_batch or validation_follows(trainer):
             return  # the next hook saves
         if asked or (self.every_n_steps and self.step % self.every_n_steps == 0):
             self._save(trainer)
@@ -110,28 +116,27 @@ class LastCheckpoint(Checkpoint):
         if self._asked(trainer):
             self.stop.end(trainer)
 
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report a missing best checkpoint, and which one there is instead."""
+        last, best = Path(trainer.default_root_dir) / "last.ckpt", trainer.checkpoint_callback
+        if last.exists() and not getattr(best, "best_model_path", ""):
+            kept = getattr(best, "save_top_k", 1) != 0
+            reason = "nothing was validated" if kept else "checkpoint.save_top_k is 0"
+            print(f"No best.ckpt: {reason}. {last} has the weights of the last step; test, predict and export take it.")
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Write into Lightning's counters that the validation is under way, else it would take it for done."""
         if self.validation_follows:
-            total = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
-            total["ready"] += 1
-            total["started"] += 1
+            count_validation_as_begun(checkpoint)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Follow a run's folder that was moved: Lightning drops the best score when the folder has another name."""
-        for callback in trainer.checkpoint_callbacks:
-            state = checkpoint["callbacks"].get(callback.state_key) or {}
-            old, new = state.get("dirpath"), getattr(callback, "dirpath", None)
-            if old and new and old != new and Path(str(trainer.ckpt_path)).resolve().parent == Path(new):
-                for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[key] = state[key].replace(old, new, 1)
-                state["best_k_models"] = {
-                    path.replace(old, new, 1): score for path, score in state["best_k_models"].items()
-                }
+        follow_moved_folder(trainer, checkpoint)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -165,7 +170,7 @@ class StopSignals:
         """Take the place of the handlers of Python and Lightning until the end of the fit."""
         if self.previous or threading.current_thread() is not threading.main_thread():
             return
-        self.launcher = trainer.strategy.launcher
+        self.trainer = trainer
         self.is_child = trainer.local_rank > 0 and self._launched_by_lightning(trainer)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self.previous[number] = signal.signal(number, self._note)
@@ -188,8 +193,7 @@ class StopSignals:
         again, self.received, self.first = self.received, number, self.first or time.monotonic()
         if self.is_child:
             return
-        if self.launcher is not None and hasattr(self.launcher, "kill"):
-            self.launcher.kill(signal.SIGKILL if again else number)
+        tell_ranks(self.trainer, signal.SIGKILL if again else number)
         if again:
             raise SystemExit(128 + number)
         name = signal.Signals(number).name

@@ -51,7 +51,7 @@ class NonFinite(pl.Callback):
         Raises:
             CrosscoopError: A loss or gradient is not finite, and no more steps may be left out.
         """
-        values = [torch.stack(self.losses).sum()]
+        values = [torch.stack([loss.float() for loss in self.losses]).sum()]
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             values += [parameter.grad.sum() for parameter in pl_module.parameters() if parameter.grad is not None]
         bad = (~torch.stack([value.float() for value in values]).isfinite()).any().float()

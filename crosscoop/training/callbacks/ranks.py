@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from crosscoop.errors import CrosscoopError
+from crosscoop.training.lightning_fixes import launched_ranks
 
 PATIENCE = 30.0
 """Seconds that a rank has to end by itself after the first rank has gone, as it does at the end of every run."""
@@ -36,12 +36,11 @@ class Ranks(pl.Callback):
         Raises:
             CrosscoopError: There is one.
         """
-        launcher = trainer.strategy.launcher
-        if not isinstance(launcher, _SubprocessScriptLauncher) or not isinstance(exception, RuntimeError):
+        processes = launched_ranks(trainer)
+        if not processes or not isinstance(exception, RuntimeError):
             return
-        processes = launcher.procs
         until = time.monotonic() + 3  # to close a connection is not yet to have ended
-        while processes and not any(process.poll() for process in processes) and time.monotonic() < until:
+        while not any(process.poll() for process in processes) and time.monotonic() < until:
             time.sleep(0.1)
         dead = [
             f"rank {rank} ended with code {code}" for rank, each in enumerate(processes, 1) if (code := each.poll())

@@ -78,7 +78,7 @@ class RunFolder(pl.Callback):
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
             writer.writerows(self.history)
-        if (record["miou"] or 0) >= self.best.get("miou", 0):
+        if (record["miou"] or 0) > self.best.get("miou", -1):  # of equal ones the first, as ModelCheckpoint does
             self.best = {**record, "miou": record["miou"] or 0, "epoch": trainer.current_epoch}
             write_json(self._folder(trainer) / "metrics.json", self.best)
 

@@ -1,0 +1,170 @@
+"""Every access to an undocumented name or file format of Lightning, jsonargparse and wandb, each with its reason.
+
+Versions seen: pytorch-lightning 2.6.6, jsonargparse 4.53, wandb 0.31. `tests/test_lightning_fixes.py` fails when an
+access breaks, and when one is no longer needed.
+"""
+
+import contextlib
+import subprocess
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import BaseFinetuning, Timer
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+
+
+def count_epochs_as_epochs(trainer: pl.Trainer) -> None:
+    """Make the end of an epoch its end under `max_steps` as well.
+
+    Lightning takes it for the middle of the epoch, and a resumed run then counts an epoch without batches.
+    https://github.com/Lightning-AI/pytorch-lightning/issues/19617
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Return whether a validation follows the current training batch.
+
+    Only Lightning's loop knows; no hook or property says so. No upstream issue found.
+    """
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def count_validation_as_begun(checkpoint: Mapping[str, Any]) -> None:
+    """Write into a checkpoint's counters that the validation is under way.
+
+    Lightning would take one that was interrupted before its first batch for done, and skip it in the resumed run.
+    https://github.com/Lightning-AI/pytorch-lightning/issues/19549
+    """
+    total = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+    total["ready"] += 1
+    total["started"] += 1
+
+
+def follow_moved_folder(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Rewrite the paths that a checkpoint's `ModelCheckpoint`s remember if their folder was moved with it.
+
+    Lightning forgets the best score when the folder has another name, so that any later epoch becomes the best.
+    https://github.com/Lightning-AI/pytorch-lightning/issues/14443
+    """
+    for callback in trainer.checkpoint_callbacks:
+        state = checkpoint["callbacks"].get(callback.state_key) or {}
+        old, new = state.get("dirpath"), getattr(callback, "dirpath", None)
+        if old and new and old != new and Path(str(trainer.ckpt_path)).resolve().parent == Path(new):
+            for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
+                state[key] = state[key].replace(old, new, 1)
+            state["best_k_models"] = {
+                path.replace(old, new, 1): score for path, score in state["best_k_models"].items()
+            }
+
+
+def thaw_resumed(trainer: pl.Trainer) -> None:
+    """Unfreeze the parameters that `BaseFinetuning` had added to an optimizer before the run was interrupted.
+
+    Lightning freezes them again in a resumed run, for good: they have a learning rate, but no gradient.
+    https://github.com/Lightning-AI/pytorch-lightning/issues/21901
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BaseFinetuning):
+            for group in trainer.optimizers[0].param_groups:
+                if "name" not in group:  # ours have names
+                    for parameter in group["params"]:
+                        parameter.requires_grad_(True)
+
+
+def launched_ranks(trainer: pl.Trainer) -> list["subprocess.Popen[bytes]"]:
+    """Return the processes of the ranks that Lightning started from this one.
+
+    Lightning kills the others when one of them dies, but never says which one it was.
+    https://github.com/Lightning-AI/pytorch-lightning/issues/8130
+    """
+    launcher = trainer.strategy.launcher
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def tell_ranks(trainer: pl.Trainer, signal: int) -> None:
+    """Send a signal to the ranks that Lightning started from this process. No upstream issue found."""
+    launcher = trainer.strategy.launcher
+    if launcher is not None and hasattr(launcher, "kill"):
+        launcher.kill(signal)
+
+
+def defaults_of(cli: LightningCLI, command: str) -> dict[str, Any]:
+    """Return the default of each option of a command.
+
+    The parser of a subcommand has no public name. No upstream issue found.
+    """
+    return vars(cli._parser(command).get_defaults())
+
+
+def plain_values(cli: LightningCLI, command: str, config: Namespace) -> dict[str, Any]:
+    """Return a command's configuration as plain values, null ones included.
+
+    `skip_unset` was called `skip_none` before. https://github.com/mauvilsa/jsonargparse/pull/909
+    """
+    values: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(config, skip_unset=False))
+    return values
+
+
+def give_defaults() -> None:
+    """Give parameters of Lightning's classes defaults under which they can be configured.
+
+    - `CSVLogger` and `TensorBoardLogger` require `save_dir`, although it follows from the run's folder: "" stands for
+      that.
+    - `Timer` has an enum as the default of `interval: str`, which jsonargparse refuses to write into a configuration.
+
+    No upstream issue found for either.
+    """
+    _give_default(CSVLogger.__init__, save_dir="")
+    _give_default(TensorBoardLogger.__init__, save_dir="")
+    _give_default(Timer.__init__, interval="step")
+
+
+def _give_default(function: Callable[..., None], **values: Any) -> None:
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    given = dict(zip(reversed(names), reversed(function.__defaults__ or ()), strict=False)) | values
+    function.__defaults__ = tuple(given[name] for name in names if name in given)
+
+
+def refused_by(error: BaseException) -> str | None:
+    """Return which library raised an exception on purpose, as for options that do not fit; None for other errors.
+
+    The types of such exceptions are any that Python has. One that comes about without a `raise` is an error of the
+    program, the library's or ours. No upstream issue found.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not (frames and (frames[-1].line or "").startswith("raise")):
+        return None
+    folders = Path(frames[-1].filename).parts[:-1]
+    if {"pytorch_lightning", "lightning_fabric"}.intersection(folders):
+        return "Lightning"
+    return "torch.optim" if folders[-2:] == ("torch", "optim") else None
+
+
+def wandb_has_begun(logger: WandbLogger) -> bool:
+    """Return whether W&B's run has begun; the public `experiment` would begin it. No upstream issue found."""
+    return logger._experiment is not None
+
+
+def keep_wandb_on_disk(logger: WandbLogger) -> None:
+    """Make a logger begin an offline run after W&B refused an online one.
+
+    Lightning decides for or against `offline` in the constructor only. No upstream issue found.
+    """
+    logger._offline, logger._wandb_init["mode"] = True, "offline"
+
+
+def leave_wandb() -> None:
+    """Leave W&B's process: a dead one raises at exit, a living one keeps the failed run. No upstream issue found."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown(exit_code=1)
