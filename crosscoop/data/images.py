@@ -149,15 +149,18 @@ def clashes(image: Image.Image, lookup: Array | None, legend: Legend | None) -> 
         return {}
     colors = levels = [(value, value, value) for value in range(256)]
     if image.mode == "P":
-        flat = image.getpalette() or []
+        palette = image.palette
+        plain = palette and palette.mode == "RGB" and palette.rawmode in (None, "RGB")
+        flat = list(palette.palette) if palette and plain else image.getpalette() or []  # which decodes
         colors = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
         if colors == levels[: len(colors)]:
             return {}
-    found: dict[int, tuple[int, int]] = {}
-    for value, color in enumerate(colors):
-        own, other = value if lookup is None else int(lookup[value]), legend.indices.get(color)
-        known = own < len(legend.class_names) or (own == VOID and any(color))
-        if known and other not in (own, None) and colors.index(color) == value:
+    first = {color: value for value, color in reversed(list(enumerate(colors)))}
+    found = {}
+    for color in sorted(legend.indices.keys() & first.keys(), key=first.__getitem__):
+        value, other = first[color], legend.indices[color]
+        own = value if lookup is None else int(lookup[value])
+        if own != other and (own < len(legend.class_names) or (own == VOID and any(color))):
             found[value] = own, other
     return found
 
