@@ -18,8 +18,8 @@ from crosscoop.checkpoints.read import find_checkpoint, read_checkpoint
 from crosscoop.commands.options import run as run_function
 from crosscoop.commands.options import spelled, values_of
 from crosscoop.data import VOID, Sample, SegmentationData
-from crosscoop.data.dataset import Array
 from crosscoop.data.check import files_of
+from crosscoop.data.dataset import Array
 from crosscoop.data.peculiarities import of_image, summed_up
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
