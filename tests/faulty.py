@@ -26,7 +26,7 @@ def write(root: Path, train: int = 4, val: int = 2, suffix: str = "jpg") -> Path
         for index in range(number):
             blocks = generator.integers(0, 256, (SIZE[0] // 8, SIZE[1] // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
             save(image_of(root, split, index, suffix), blocks)
-            save(mask_of(root, split, index), generator.choice(np.array([0, 1, 1, 255], np.uint8), SIZE))
+            save(mask_of(root, split, index), generator.choice(np.array([0, 1, 1, 2, 255], np.uint8), SIZE))
     (root / "train.txt").write_text(
         "".join(f"images/train/train{index}.{suffix} masks/train/train{index}.png\n" for index in range(train))
     )
@@ -70,6 +70,12 @@ def truncate(path: Path) -> None:
     path.write_bytes(content[: len(content) * 2 // 3])
 
 
+def turn(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+
+
 def enlarge(path: Path) -> None:
     save(path, np.zeros((SIZE[0], SIZE[1] + 1), np.uint8))
 
@@ -81,14 +87,20 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "truncated mask": ("mask", truncate, ["bytes that do not decode", "restore the file"]),
     "empty mask": ("mask", lambda path: path.write_bytes(b""), ["0 bytes", "restore the file"]),
     "vanished mask": ("mask", Path.unlink, ["no such file", "restore the file"]),
-    "mask of another size": ("mask", enlarge, ["32 x 49", "32 x 48", "Mend or remove"]),
+    "mask of another size": ("mask", enlarge, ["32 x 49", "32 x 48", "Fix or remove"]),
     "unknown class": ("mask", lambda path: save(path, np.full(SIZE, 3, np.uint8)), ["values 3", "3 classes", "orrect"]),
-    "16-bit mask": ("mask", lambda path: save(path, np.ones(SIZE, np.uint16)), ["16 bits", "save the class indices"]),
-    "RGB mask": ("mask", lambda path: save(path, np.ones((*SIZE, 3), np.uint8)), ["RGB", "save the class indices"]),
+    "turned image": ("image", turn, ["48 x 32", "EXIF turns", "-Orientation="]),
+    "lossy mask": (
+        "mask",
+        lambda path: save(path, np.ones(SIZE, np.uint8), format="JPEG"),
+        ["lossy", "save the class"],
+    ),
+    "16-bit mask": ("mask", lambda path: save(path, np.full(SIZE, 300, np.uint16)), ["values 300", "3 classes"]),
+    "RGB mask": ("mask", lambda path: save(path, np.full((*SIZE, 3), [9, 8, 7], np.uint8)), ["in colours", "palette"]),
 }
 """By name: which file of a sample, what happens to it, and what a message says beside the file's name."""
 
-IN_THE_HEADER = [name for name in FAULTS if "truncated" not in name and "class" not in name]
+IN_THE_HEADER = [name for name in FAULTS if name.split()[0] not in ("truncated", "unknown", "16-bit", "RGB")]
 """Faults that show without decoding."""
 
 

@@ -160,13 +160,6 @@ def test_unknown_mask_values_are_named_as_they_are_in_the_file(tmp_path: Path) -
     refused(lambda: read_mask(path, 3, table), path, "got the mask values 10,")
 
 
-@pytest.mark.parametrize("mode", ["1", "I;16", "RGB", "RGBA", "LA"])
-def test_masks_of_other_modes_are_refused(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "mask.png"
-    Image.new(mode, (3, 2)).save(path)
-    refused(lambda: read_mask(path, 3), path, f"got a mask of mode {mode}", "one lossless 8-bit channel", "PNG")
-
-
 def test_jpeg_masks_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "mask.jpg", GREY)
     refused(lambda: read_mask(path, 11), path, "format JPEG", "lossless")

@@ -16,7 +16,8 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from crosscoop.data import VOID, Sample, SegmentationData, SegmentationDataset
-from crosscoop.data.check import Fault, files_of, overlap
+from crosscoop.data.check import Fault, files_of, nothing_to_learn, overlap
+from crosscoop.data.peculiarities import Note, of_sample, summed_up
 from crosscoop.data.pipeline import check_pair, check_values
 from crosscoop.data.samples import MissingFilesError, SplitError
 from crosscoop.errors import CrosscoopError
@@ -30,11 +31,13 @@ def check_data(data: SegmentationData, workers: int | None = None, output: str |
       crosscoop check-data --config configs/voc/parts/data.yaml
       crosscoop check-data --data.dataset CamVid --data.dataset.root data/camvid --output camvid.json
 
-    Faults are: a file that is missing, empty or damaged, a mask of another size than its image, a mask that is not one
-    8-bit channel or holds values that are no class, a training image without a mask, a number of images that is not the
-    official one, and the same image (pixel by pixel) twice in a split or in two splits. Names that occur in two splits
-    for different images, and classes that a split does not have, are noted. The exit code is 0 without faults, 1 with
-    faults, 2 if there is nothing to look at or an option is wrong.
+    Faults are: a file that is missing, empty or damaged, a mask of another size than its image, a mask that is lossy,
+    holds values or colours of no class, or contradicts the colours of the classes, a training image without a mask, a
+    class of which the training masks show no pixel, a number of images that is not the official one, and the same image
+    (pixel by pixel) twice in a split or in two splits. Noted are names that occur in two splits for different images,
+    classes that another split does not have, files of several pages, images that EXIF turns upside down or mirrors and
+    whose masks it does not, and 16-bit images that are dark because they do not use all bits. The exit code is 0
+    without faults, 1 with faults, 2 if there is nothing to look at or an option is wrong.
 
     Args:
         data: The data set, usually from --config; single options win over it, such as --data.dataset.root FOLDER.
@@ -57,7 +60,8 @@ def check_data(data: SegmentationData, workers: int | None = None, output: str |
     except KeyboardInterrupt:
         print("\nInterrupted: not all files were looked at, no report.", file=sys.stderr)
         raise SystemExit(130) from None
-    faults += [fault for look in looks for fault in look.faults] + count_faults(splits, dataset) + repeated(looks)
+    faults += [fault for look in looks for fault in look.faults]
+    faults += count_faults(splits, dataset) + class_faults(looks, dataset) + repeated(looks)
     record = to_record(dataset, splits, looks, faults)
     show_report(record, dataset, show)
     if output:
@@ -81,6 +85,7 @@ class Look:
         faults: What is wrong with it.
         digest: What tells its image from any other; empty if it could not be read.
         pixels: Pixels of each mask value, 256 numbers; empty without a mask that could be used.
+        notes: What is peculiar about its files.
     """
 
     split: str
@@ -89,6 +94,7 @@ class Look:
     faults: list[Fault] = field(default_factory=list)
     digest: bytes = b""
     pixels: list[int] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 class Looks(Dataset[Look]):
@@ -133,6 +139,7 @@ class Looks(Dataset[Look]):
                 return look
         if mask is not None:
             look.pixels = np.bincount(mask.ravel(), minlength=256).tolist()
+        look.notes = of_sample(sample, image)
         return look
 
 
@@ -180,6 +187,22 @@ def count_faults(splits: Mapping[str, Sequence[Sample]], dataset: SegmentationDa
     return faults
 
 
+def class_faults(looks: Sequence[Look], dataset: SegmentationDataset) -> list[Fault]:
+    """Return the fault of classes that the split to train on does not show, if any of its masks can be used."""
+    split = dataset.train_split
+    counted = [np.array(look.pixels) for look in looks if look.split == split and look.pixels]
+    pixels = sum(counted, np.zeros(256, np.int64))
+    absent = [name for name, number in zip(dataset.class_names, pixels.tolist(), strict=False) if not number]
+    if not (counted and absent):
+        return []
+    message = (
+        f"{split}: got no pixel of {shorten(absent, 8)}, expected every class in the split to train on. Add images "
+        "that show them, or leave out the classes."
+    )
+    fault = nothing_to_learn(split, pixels, dataset.class_names)
+    return [fault or Fault("classes", [split], [], message)]
+
+
 def repeated(looks: Sequence[Look]) -> list[Fault]:
     """Images that are the same pixel by pixel, in one split or in two."""
     groups = defaultdict(list)
@@ -223,11 +246,12 @@ def to_record(
             "void_pixels": int(pixels[VOID]),
             "absent_classes": absent,
         }
-        if absent:
+        if absent and split != dataset.train_split:  # there it is a fault
             notes.append(f"{split} has no pixel of {', '.join(absent)}.")
     shared = Counter(name for split in splits for name in {sample.name for sample in splits[split]})
     if names := [name for name, count in shared.items() if count > 1]:
         notes.append(f"{len(names)} names are in more than one split: {shorten(names)}.")
+    notes += summed_up([note for look in looks for note in look.notes])
     return {**record, "notes": notes, "faults": [asdict(fault) for fault in faults]}
 
 

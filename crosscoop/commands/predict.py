@@ -18,7 +18,9 @@ from crosscoop.checkpoints.read import find_checkpoint, read_checkpoint
 from crosscoop.commands.options import run as run_function
 from crosscoop.commands.options import spelled, values_of
 from crosscoop.data import VOID, Sample, SegmentationData
+from crosscoop.data.check import files_of
 from crosscoop.data.dataset import Array
+from crosscoop.data.peculiarities import of_image, summed_up
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
@@ -179,6 +181,8 @@ def predict_samples(predictor: Predictor, samples: Mapping[str, Sample], results
                 results.path(kind, name).unlink(missing_ok=True)
     todo = {name: sample for name, sample in samples.items() if results.missing(name)}
     results.total, results.skipped = len(samples), len(samples) - len(todo)
+    for line in summed_up(note for sample in todo.values() for note in of_image(Path(files_of(sample)[0]))):
+        print(f"Note: {line}")
     for name, image in track(read_ahead(todo), "Predicting", total=len(todo)):
         try:
             results.save(name, predictor(image.result()), results.missing(name))

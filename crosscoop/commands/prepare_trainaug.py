@@ -51,7 +51,7 @@ def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = Non
 
     for name in track(sorted(todo), "Writing SegmentationClassAug", transient=True):
         if name in train:
-            mask = read_mask(voc / "SegmentationClass" / f"{name}.png", CLASSES)
+            mask = read_mask(voc / "SegmentationClass" / f"{name}.png", CLASSES, None, PascalVOC.legend)
         else:
             mask = _read_sbd(source / "cls" / f"{name}.mat")
         write_mask(masks / f"{name}.png", mask, colormap(256))
@@ -81,7 +81,7 @@ def _check(names: set[str], train: set[str], voc: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return read_mask(path, CLASSES).size > 0
+        return read_mask(path, CLASSES, None, PascalVOC.legend).size > 0
     except CrosscoopError:
         return False
 

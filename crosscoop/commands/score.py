@@ -64,7 +64,8 @@ def score(
     samples, num_classes = data.evaluation_set(split).samples, dataset.num_classes
 
     def count(sample: Sample, file: Path) -> tuple[Tensor, Tensor]:
-        labels, mask = read_mask(file, num_classes, LABEL_TO_TRAIN if label_ids else None), evaluated_mask(sample, data)
+        lookup = LABEL_TO_TRAIN if label_ids else None
+        labels, mask = read_mask(file, num_classes, lookup, dataset.legend), evaluated_mask(sample, data)
         check_size(file, labels, mask.shape)
         pair, near = (torch.from_numpy(labels), torch.from_numpy(mask)), BoundaryIoU(num_classes)
         if boundary:

@@ -69,7 +69,7 @@ def submit(
         raise CrosscoopError(f"{path} exists, expected a new file. Give another --output, or add --overwrite.")
 
     def encode(sample: FileSample, file: Path) -> tuple[str, bytes]:
-        labels = read_mask(file, dataset.num_classes)
+        labels = read_mask(file, dataset.num_classes, None, dataset.legend)
         try:
             with Image.open(sample.image_path) as image:  # reads the header only
                 size = image.size[::-1]

@@ -7,19 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from crosscoop.data.dataset import Sample
-from crosscoop.data.images import check_mask_mode
+from crosscoop.data.dataset import VOID, Sample
+from crosscoop.data.images import check_mask_mode, clashes, open_image, orientation
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
 
 THREADS = 8
 """They wait for the disk, or for a file server, more than they compute."""
 
-ORIENTATION = 0x0112
-"""The EXIF tag."""
+LOOKS = 4096
+"""The most masks that are decoded before training to see every class."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,93 @@ def check_headers(splits: Mapping[str, Sequence[Sample]]) -> list[Fault]:
 
 
 def check_header(sample: Sample) -> None:
-    """Compares the headers of a sample's files.
+    """Compare the headers of a sample's files; a mask whose palette is suspicious is decoded.
 
     Args:
         sample: A sample with `image_path` and, if it is labelled, `mask_path`.
 
     Raises:
-        CrosscoopError: A file is missing, empty or no image, the mask is of the wrong kind, or the sizes differ.
+        CrosscoopError: A file is missing, empty or not an image, the mask cannot be used, or the sizes differ.
     """
     image_path, *mask_paths = map(Path, files_of(sample))
-    with _opened(image_path) as image:
+    with open_image(image_path) as image:
         for mask_path in mask_paths:
-            with _opened(mask_path) as mask:
+            with open_image(mask_path) as mask:
                 check_mask_mode(mask, mask_path)
-                if image.size != mask.size and _upright(image) != _upright(mask):
+                suspicious = clashes(mask, getattr(sample, "lookup", None), getattr(sample, "legend", None))
+                (width, height), expected = upright_size(mask), upright_size(image)
+                if (width, height) != expected:
                     raise CrosscoopError(
-                        f"{mask_path}: got {mask.height} x {mask.width} pixels, expected the {image.height} x "
-                        f"{image.width} of {image_path}. Mend or remove the pair."
+                        f"{mask_path}: got {height} x {width} pixels, expected the {expected[1]} x {expected[0]} of "
+                        f"{image_path}. Fix or remove the pair.{exif_hint(sample)}"
                     )
+            if suspicious:
+                sample.mask()
+
+
+def check_classes(split: str, samples: Sequence[Sample], class_names: Sequence[str]) -> tuple[list[Fault], str]:
+    """Decode masks, spread over the split, until every class was seen in one of them.
+
+    Samples that are not files are left out.
+
+    Args:
+        split: The split to train on.
+        samples: Its samples.
+        class_names: One name per class.
+
+    Returns:
+        Faults of the masks, and of the split if nothing can be learned from it; and what to warn of: classes of which
+        no mask shows a pixel, and how many masks were looked at.
+    """
+    masks = [sample for sample in samples if getattr(sample, "mask_path", None)]
+    order = np.random.default_rng(0).permutation(len(masks))[:LOOKS]
+    pixels, faults, looked = np.zeros(VOID + 1, np.int64), list[Fault](), 0
+
+    def count(index: int) -> NDArray[np.int64] | Fault:
+        try:
+            mask = masks[index].mask()
+        except (OSError, ValueError) as error:  # ours is a ValueError
+            return Fault("unusable", [split], files_of(masks[index]), str(error))
+        return np.bincount([] if mask is None else mask.ravel(), minlength=VOID + 1)
+
+    starts = range(0, len(order), 2 * THREADS)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in track(starts, "Looking for every class", transient=True):
+            for result in pool.map(count, order[start : start + 2 * THREADS]):
+                if isinstance(result, Fault):
+                    faults.append(result)
+                else:
+                    pixels, looked = pixels + result, looked + 1
+            if pixels[: len(class_names)].all():
+                break
+    absent = [name for name, number in zip(class_names, pixels, strict=False) if not number]
+    if not looked or not absent:
+        return faults, ""
+    if looked == len(samples) and (fault := nothing_to_learn(split, pixels, class_names)):
+        return [*faults, fault], ""
+    whole = "all" if looked == len(samples) else f"{looked} of the"
+    warning = f"Split {split!r}: {whole} {len(samples)} masks show no pixel of {shorten(absent, 8)}"
+    return faults, f"{warning}. {'It cannot be' if len(absent) == 1 else 'They cannot be'} learned from these."
+
+
+def nothing_to_learn(split: str, pixels: NDArray[np.int64], class_names: Sequence[str]) -> Fault | None:
+    """Return the fault of a split to train on that shows one of several classes at most.
+
+    Args:
+        split: The split.
+        pixels: Its pixels of each mask value, 256 numbers.
+        class_names: One name per class.
+    """
+    seen = [name for name, number in zip(class_names, pixels, strict=False) if number]
+    if len(seen) >= min(2, len(class_names)):
+        return None
+    found = " and ".join([*seen, *["void"] * bool(pixels[VOID])])
+    message = (
+        f"{split}: its masks show nothing but {found or 'no pixel'}, expected at least two of the {len(class_names)} "
+        f"classes to train on. A mask value of {VOID} is void: if it stands for a class, as in black and white masks, "
+        "give the value of each class (mask_values of Folder, such as [0, 255])."
+    )
+    return Fault("classes", [split], [], message)
 
 
 def overlaps(images: Iterable[tuple[str, Path]]) -> Iterable[Fault]:
@@ -122,18 +193,30 @@ def files_of(sample: Sample) -> list[str]:
     return [str(path) for path in paths if path is not None] or [sample.name]
 
 
-def _opened(path: Path) -> Image.Image:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened image after the turn that its EXIF orientation asks for."""
+    return (image.height, image.width) if orientation(image) >= 5 else image.size
+
+
+def exif_hint(sample: Sample) -> str:
+    """Return the remedy where a mask has another size than its image because EXIF turns one of them, else nothing."""
+    files = files_of(sample)
     try:
-        return Image.open(path)
-    except Exception as error:  # PIL's readers raise OSError, SyntaxError, ValueError, struct.error and more
-        found = f"{path.stat().st_size} bytes that are no image" if path.is_file() else "no such file"
-        raise CrosscoopError(f"{path}: got {found} ({error}), expected an image; restore the file") from error
+        turned = [orientation_of(Path(file)) >= 5 for file in files]
+    except CrosscoopError:  # not an image file
+        return ""
+    if turned != [True, False]:
+        return ""
+    return (
+        f" EXIF turns {files[0]} by 90 degrees and not its mask: if the mask was drawn on the unturned pixels, remove "
+        f"the EXIF orientation of the image (exiftool -Orientation= {files[0]}), or turn the mask as well."
+    )
 
 
-def _upright(image: Image.Image) -> tuple[int, int]:
-    """The size after the turn that the EXIF orientation asks for."""
-    turned = image.getexif().get(ORIENTATION, 1) >= 5
-    return (image.height, image.width) if turned else (image.width, image.height)
+def orientation_of(path: Path) -> int:
+    """Return the EXIF orientation of an image file."""
+    with open_image(path) as image:
+        return orientation(image)
 
 
 def _digest(path: Path, size: int = -1) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from crosscoop.data.augment import Augmentation
-from crosscoop.data.check import check_headers
+from crosscoop.data.check import check_classes, check_headers
 from crosscoop.data.dataset import Sample, SegmentationDataset
 from crosscoop.data.datasets.streets import Streets
 from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
@@ -41,7 +41,8 @@ class SegmentationData(pl.LightningDataModule):
         center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
         skip_bad_samples: Put another training sample in the place of one whose files cannot be used, and list it in
             `skipped.csv`. Evaluation never skips.
-        check: Look at the header of every file before training, see `check_headers`.
+        check: Look at the header of every file before training, and at as many training masks as it takes to see every
+            class, see `check_headers` and `check_classes`.
         prepared: Folder that `crosscoop prepare-data` filled: decoded samples, of which a crop reads only its own part.
             Splits that it does not hold are read as ever.
         seed: Seed of order and augmentation; taken from seed_everything on the command line.
@@ -149,7 +150,7 @@ class SegmentationData(pl.LightningDataModule):
         return samples if self.prepared is None else prepared_samples(Path(self.prepared), split, samples)
 
     def _check(self) -> None:
-        """Refuse faults that the files' headers show; those of training samples not where they are skipped anyway.
+        """Refuse faults that a quick look shows; those of training samples not where they are skipped anyway.
 
         Raises:
             CrosscoopError: There are some.
@@ -157,8 +158,13 @@ class SegmentationData(pl.LightningDataModule):
         train, val = self.dataset.train_split, self.dataset.val_split
         splits = {train: self._samples(train, self.skip_bad_samples), val: self._samples(val)}
         faults = check_headers(splits)
+        if not faults or self.skip_bad_samples:
+            unseen, warning = check_classes(train, splits[train], self.dataset.class_names)
+            faults += unseen
+            if warning:
+                warnings.warn(warning, stacklevel=2)
         if self.skip_bad_samples:
-            faults = [fault for fault in faults if fault.splits != [train]]
+            faults = [fault for fault in faults if fault.splits != [train] or not fault.files]
         if faults:
             raise CrosscoopError(
                 f"data.dataset: got {len(faults)} faults, expected none:\n"

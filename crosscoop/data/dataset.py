@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +17,35 @@ Color = tuple[int, int, int]
 
 VOID_COLOR: Color = (224, 224, 192)
 """VOC's cream."""
+
+
+@dataclass(frozen=True)
+class Legend:
+    """The colours in which the mask files of a data set show its classes.
+
+    Attributes:
+        class_names: One name per class, in index order.
+        palette: One RGB colour per class, in index order.
+        void: The colours that mean void; VOC's cream does in any case, unless it is the colour of a class.
+        only: Whether the colours alone count, whatever the values of the files are.
+    """
+
+    class_names: Sequence[str]
+    palette: Sequence[Color]
+    void: Sequence[Color] = ()
+    only: bool = False
+
+    @cached_property
+    def indices(self) -> dict[Color, int]:
+        """The class index, or `VOID`, of each colour; colours that several classes share are left out."""
+        palette = [(red, green, blue) for red, green, blue in self.palette]
+        void = {VOID_COLOR, *((red, green, blue) for red, green, blue in self.void)} - set(palette)
+        classes = {color: index for index, color in enumerate(palette) if palette.count(color) == 1}
+        return dict.fromkeys(void, VOID) | classes
+
+    def name(self, index: int) -> str:
+        """The name of a class index, or of `VOID`."""
+        return "void" if index == VOID else self.class_names[index]
 
 
 class Sample(Protocol):
@@ -45,6 +76,8 @@ class SegmentationDataset(ABC):
     Attributes:
         class_names: One name per class, in index order.
         palette: One RGB colour per class, in index order.
+        legend: The colours that mask files show the classes in; None where they are not known, so that only values
+            count.
         official_sizes: Number of images that each official split must have; a split that is absent here has
             no official size.
         train_split: Name of the split that `fit` trains on.
@@ -54,10 +87,11 @@ class SegmentationDataset(ABC):
 
     class_names: Sequence[str]
     palette: Sequence[Color]
+    legend: Legend | None = None
     official_sizes: Mapping[str, int] = {}
-    train_split: str
-    val_split: str
-    test_split: str
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = "test"
 
     @property
     def num_classes(self) -> int:

@@ -2,21 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
 
-from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color
+from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color, Legend
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import replacing, shorten
 
-MODES = {
-    "1": " (black and white)",
-    "RGB": " (colours)",
-    "RGBA": " (colours)",
-    **dict.fromkeys(["I;16", "I;16B", "I;16L"], " (16 bits)"),
-}
-"""PIL's modes in words, where they need some."""
+LOSSY = ("JPEG", "MPO")
+"""Formats that change values."""
+
+ORIENTATION = 0x0112
+"""The EXIF tag."""
 
 UNKNOWN = 254
 """A lookup table gives it for unknown values; `read_mask` refuses it, up to 254 classes."""
@@ -34,7 +34,8 @@ def read_image(path: Path) -> Array:
     Raises:
         CrosscoopError: The file is missing, empty, damaged, or deeper than 16 bits.
     """
-    return to_rgb(_decode(path), str(path))
+    with open_image(path) as image:
+        return to_rgb(_load(image, path), str(path))
 
 
 def to_rgb(image: Image.Image, name: str) -> Array:
@@ -63,46 +64,160 @@ def to_rgb(image: Image.Image, name: str) -> Array:
         ) from error
 
 
-def read_mask(path: Path, num_classes: int, lookup: Array | None = None) -> Array:
-    """Reads a mask as `(H, W)` uint8 class indices; of a palette image the indices, never the colours.
+def read_mask(path: Path, num_classes: int, lookup: Array | None = None, legend: Legend | None = None) -> Array:
+    """Read a mask as `(H, W)` uint8 class indices.
+
+    What counts are the values of grey files of 1 to 16 bits (also those stored as RGB of equal channels) and the
+    indices of palette files. Other colours are read by the legend. A file is refused if one of its values has the
+    colour of another class there, as after a tool has renumbered a palette.
 
     Args:
-        path: A lossless single-channel 8-bit image (mode L or P).
+        path: A lossless image.
         num_classes: The number of classes.
         lookup: 256 uint8 entries, from the file's value to the class index, see `lookup_table`.
+        legend: The colours of the classes; without it only values count.
 
     Raises:
-        CrosscoopError: The file is missing, empty, damaged, of another kind, or holds a value that is (after
-            the lookup) neither a class index nor `VOID`.
+        CrosscoopError: The file is missing, empty, damaged or lossy, holds a value or colour that is neither a class
+            nor `VOID`, or contradicts the legend.
     """
-    image = _decode(path)
-    check_mask_mode(image, path)
-    values = np.array(image)
+    with open_image(path) as opened:
+        check_mask_mode(opened, path)
+        largest, image = _largest(opened), _load(opened, path)
+    if image.mode in ("LA", "RGBA") and image.getextrema()[-1] != (255, 255):
+        raise CrosscoopError(
+            f"{path}: got transparent pixels, expected opaque ones, so that each has one class; save it without alpha"
+        )
+    values = None if legend and legend.only else _values(image, largest)
+    if values is None:
+        return _by_color(image, path, legend)
+    if values.min(initial=0) < 0 or values.max(initial=0) > VOID:
+        raise _unknown(path, values[(values < 0) | (values > VOID)], num_classes)
+    values = values.astype(np.uint8)
+    if image.mode == "1" and lookup is not None and lookup[1] == UNKNOWN and lookup[VOID] < num_classes:
+        values *= VOID  # white is 255 for mask_values [0, 255]
     mask = values if lookup is None else lookup[values]
     wrong = (mask >= num_classes) & (mask != VOID)
     if wrong.any():
-        raise CrosscoopError(
-            f"{path}: got the mask values {shorten(np.unique(values[wrong]), 8)}, expected only values that "
-            f"stand for one of the {num_classes} classes or void ({VOID}); correct the file or the classes"
-        )
+        raise _unknown(path, values[wrong], num_classes)
+    for value, (own, other) in clashes(image, lookup, legend).items():
+        if legend and (values == value).any():
+            raise CrosscoopError(
+                f"{path}: its value {value} stands for {legend.name(own)}, but has the colour of {legend.name(other)} "
+                "there, expected both to mean the same. Has a tool renumbered its palette? Restore the original file, "
+                "correct the palette of the data set, or read the colours instead (mask_colors of Folder)."
+            )
     return mask
 
 
-def check_mask_mode(image: Image.Image, path: Path) -> None:
-    """Refuses what is no lossless single-channel 8-bit image; its header is enough to tell.
+def check_mask_mode(image: ImageFile.ImageFile, path: Path) -> None:
+    """Refuse what cannot be a lossless mask; its header is enough to tell.
 
     Args:
-        image: The opened image.
+        image: The opened image, not decoded yet.
         path: Its file, for the message.
 
     Raises:
         CrosscoopError: It is of another kind.
     """
-    if image.mode not in ("L", "P") or image.format == "JPEG":
+    lossy = image.format in LOSSY or image.info.get("compression") == "jpeg"
+    colors = image.mode in ("LA", "RGB", "RGBA")
+    deep = colors and is_deep(image)  # PIL would drop the low bytes
+    if lossy or deep or not (colors or image.mode in ("1", "L", "P") or image.mode.startswith("I")):
+        kind = "lossy" if lossy else "16 bits a channel" if deep else f"mode {image.mode}"
         raise CrosscoopError(
-            f"{path}: got a mask of mode {image.mode}{MODES.get(image.mode, '')} in format {image.format}, expected "
-            "one lossless 8-bit channel (mode L or P); save the class indices as a grey or palette PNG"
+            f"{path}: got a mask in format {image.format} ({kind}), expected a lossless image of class indices or "
+            "colours; save the class indices as a grey or palette PNG"
         )
+
+
+def clashes(image: Image.Image, lookup: Array | None, legend: Legend | None) -> dict[int, tuple[int, int]]:
+    """Find values that have the colour of another class in a mask, whether used or not; its header is enough to tell.
+
+    Only the first value of a colour counts, as unused entries of a palette repeat another, mostly black; black may also
+    mark any void. Grey levels of a palette file say nothing.
+
+    Args:
+        image: The opened mask: with a palette, or grey levels as RGB.
+        lookup: See `read_mask`.
+        legend: The colours of the classes.
+
+    Returns:
+        By value, the class index (or `VOID`) that it stands for, and the one whose colour it has.
+    """
+    if legend is None or legend.only or image.mode not in ("P", "RGB", "RGBA"):
+        return {}
+    colors = levels = [(value, value, value) for value in range(256)]
+    if image.mode == "P":
+        palette = image.palette
+        plain = palette and palette.mode == "RGB" and palette.rawmode in (None, "RGB")
+        flat = list(palette.palette) if palette and plain else image.getpalette() or []  # which decodes
+        colors = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+        if colors == levels[: len(colors)]:
+            return {}
+    first = {color: value for value, color in reversed(list(enumerate(colors)))}
+    found = {}
+    for color in sorted(legend.indices.keys() & first.keys(), key=first.__getitem__):
+        value, other = first[color], legend.indices[color]
+        own = value if lookup is None else int(lookup[value])
+        if own != other and (own < len(legend.class_names) or (own == VOID and any(color))):
+            found[value] = own, other
+    return found
+
+
+def _values(image: Image.Image, largest: int | None) -> NDArray[Any] | None:
+    """Return the values of a mask `(H, W)` as its file holds them, or None of a mask in colours.
+
+    Args:
+        image: The decoded mask.
+        largest: See `_largest`.
+    """
+    values = np.asarray(image)
+    if values.ndim == 3:
+        if image.mode != "LA" and (values[..., :1] != values[..., 1:3]).any():
+            return None
+        values = values[..., 0]
+    if largest is not None:  # to the nearest whole number: PIL has stretched them
+        white = 0xFFFF if image.mode.startswith("I") else 0xFF
+        values = (values.astype(np.int64) * largest + white // 2) // white
+    return values
+
+
+def _by_color(image: Image.Image, path: Path, legend: Legend | None) -> Array:
+    """Return the class indices `(H, W)` of a mask in colours.
+
+    Raises:
+        CrosscoopError: The colours are not known, or a colour is that of no class.
+    """
+    if legend is None:
+        raise CrosscoopError(
+            f"{path}: got a mask in colours (mode {image.mode}), expected class indices; save those as a grey or "
+            "palette PNG, or give the colours of the classes (palette of Folder)"
+        )
+    if image.mode.startswith("I"):
+        raise CrosscoopError(f"{path}: got a mask of mode {image.mode}, expected colours; set mask_colors to false")
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.uint32), 2, 0)
+    pixels = red << 16 | green << 8 | blue
+    known = {red << 16 | green << 8 | blue: index for (red, green, blue), index in sorted(legend.indices.items())}
+    codes = np.array(list(known), np.uint32)
+    nearest = np.searchsorted(codes[:-1], pixels)
+    wrong = codes[nearest] != pixels
+    if wrong.any():
+        colors = [(code >> 16, code >> 8 & 255, code & 255) for code in np.unique(pixels[wrong]).tolist()]
+        raise CrosscoopError(
+            f"{path}: got the colours {shorten(colors)}, expected only those of the classes and void; correct the "
+            "file, the palette of the data set, or the colours of void"
+        )
+    mask: Array = np.array(list(known.values()), np.uint8)[nearest]
+    return mask
+
+
+def _unknown(path: Path, values: NDArray[Any], num_classes: int) -> CrosscoopError:
+    """Return the error of values that are no class."""
+    return CrosscoopError(
+        f"{path}: got the mask values {shorten(np.unique(values), 8)}, expected only values that stand for one of "
+        f"the {num_classes} classes or void ({VOID}); correct the file or the classes"
+    )
 
 
 def write_mask(path: Path, mask: Array, palette: Sequence[Color]) -> None:
@@ -134,23 +249,64 @@ def lookup_table(indices: Mapping[int, int]) -> Array:
     return table
 
 
-def _decode(path: Path) -> Image.Image:
-    """The decoded image, upright according to its EXIF orientation."""
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image: 1 is upright, 3 upside down, 5 to 8 a quarter turn.
+
+    EXIF that follows the pixels of a PNG, as few programs write it, is not looked for.
+    """
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
+        return 1  # PIL would decode it first
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def open_image(path: Path) -> ImageFile.ImageFile:
+    """Open an image, which reads its header; it is closed by `with`.
+
+    Raises:
+        CrosscoopError: The file is missing, empty, or no image.
+    """
     if not path.is_file():
         raise CrosscoopError(
             f"{path}: got no such file, expected an image; check the data set's root, or restore the file"
         )
     try:
-        with Image.open(path) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise CrosscoopError(
-            f"{path}: got {_size(path)} bytes that do not decode ({error}), expected a whole image; restore the file"
-        ) from error
+        return Image.open(path)
+    except Exception as error:  # PIL's readers raise OSError, SyntaxError, ValueError, struct.error and more
+        raise _damaged(path, error) from error
 
 
-def _size(path: Path) -> int:
-    """The size of a file in bytes, 0 if it has vanished meanwhile."""
-    return path.stat().st_size if path.is_file() else 0
+def _load(image: Image.Image, path: Path) -> Image.Image:
+    """Return the decoded image, upright according to its EXIF orientation."""
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # so do its decoders
+        raise _damaged(path, error) from error
+    return image
+
+
+def _damaged(path: Path, error: Exception) -> CrosscoopError:
+    size = path.stat().st_size if path.is_file() else 0  # it may have vanished meanwhile
+    return CrosscoopError(
+        f"{path}: got {size} bytes that do not decode ({error}), expected a whole image; restore the file"
+    )
+
+
+def is_deep(image: ImageFile.ImageFile) -> bool:
+    """Tell whether an opened image has 16 bits a channel."""
+    return image.mode.startswith("I") or ";16" in str(_raw(image)[1])
+
+
+def _raw(image: ImageFile.ImageFile) -> tuple[str, Any, Any]:
+    """Return PIL's decoder of an opened image, and its first and last argument: the form of its pixels in the file."""
+    if not image.tile:
+        return "", "", ""
+    decoder, arguments = image.tile[0][0], image.tile[0][3]
+    return (decoder, arguments[0], arguments[-1]) if isinstance(arguments, tuple) else (decoder, arguments, arguments)
+
+
+def _largest(image: ImageFile.ImageFile) -> int | None:
+    """Return the largest value of an opened grey file of few bits, which PIL stretches to white; else None."""
+    decoder, form, maximum = _raw(image)
+    return int(maximum) if decoder in ("ppm", "ppm_plain") else {"L;2": 3, "L;4": 15}.get(str(form)[:3])

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crosscoop.data.augment import Augmentation, center_cropped, resized
+from crosscoop.data.check import exif_hint
 from crosscoop.data.dataset import VOID, Array, Sample
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
@@ -161,7 +162,8 @@ def check_pair(sample: Sample, image: Array, mask: Array | None) -> None:
         files = [str(path) for key in ("image_path", "mask_path") if (path := getattr(sample, key, None))]
         raise CrosscoopError(
             f"{name}: the mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image {image.shape[0]} x "
-            f"{image.shape[1]}; expected the same size. Mend or remove the pair{': ' * bool(files)}{', '.join(files)}."
+            f"{image.shape[1]}; expected the same size. Fix or remove the pair{': ' * bool(files)}{', '.join(files)}."
+            + exif_hint(sample)
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crosscoop.data.dataset import Array
+from crosscoop.data.dataset import Array, Legend
 from crosscoop.data.images import read_image, read_mask
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
@@ -46,6 +46,7 @@ class FileSample:
         num_classes: The number of classes that the mask may show.
         lookup: 256 uint8 entries, from the mask file's value to the class index, see `lookup_table`; None
             where they are the same.
+        legend: The colours of the classes in the mask file; None where they are not known.
     """
 
     name: str
@@ -53,6 +54,7 @@ class FileSample:
     mask_path: Path | None
     num_classes: int
     lookup: Array | None = field(default=None, repr=False, compare=False)
+    legend: Legend | None = field(default=None, repr=False, compare=False)
 
     def image(self) -> Array:
         """The image: `(H, W, 3)` uint8 RGB."""
@@ -60,7 +62,8 @@ class FileSample:
 
     def mask(self) -> Array | None:
         """The mask: `(H, W)` uint8 class indices, `VOID` without label; None for unlabelled samples."""
-        return None if self.mask_path is None else read_mask(self.mask_path, self.num_classes, self.lookup)
+        path = self.mask_path
+        return None if path is None else read_mask(path, self.num_classes, self.lookup, self.legend)
 
 
 def read_list(path: Path) -> list[str]:

@@ -12,6 +12,9 @@ from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color
 
 RED: Color = (230, 0, 40)
 
+NAMED = 40
+"""The most classes that a figure names one by one."""
+
 
 def colored(labels: Array, palette: Sequence[Color]) -> Array:
     """Class indices `(H, W)` as RGB `(H, W, 3)`; void is VOC's cream."""
@@ -88,6 +91,8 @@ def save_comparison(
 ) -> None:
     """Draw one row per sample and one column per picture, with the classes' colours explained below.
 
+    Of more than `NAMED` classes only those in the pictures are explained, the first ones if these are too many as well.
+
     Args:
         path: The PNG to write.
         rows: Per sample, by column title, an RGB image `(H, W, 3)` or class indices `(H, W)`.
@@ -107,9 +112,13 @@ def save_comparison(
             axis.imshow(picture if picture.ndim == 3 else colored(picture, palette), interpolation="nearest")
             axis.set_title(name, fontsize=9)
             axis.axis("off")
+    entries = [*zip(class_names, palette, strict=True), ("void", VOID_COLOR)]
+    if len(class_names) > NAMED:
+        labels = [picture.ravel() for row in rows for picture in row.values() if picture.ndim == 2]
+        entries = [entries[min(index, len(class_names))] for index in np.unique(np.concatenate(labels))[:NAMED]]
     patches = [
         Patch(facecolor=(color[0] / 255, color[1] / 255, color[2] / 255), edgecolor="gray", label=name)
-        for name, color in zip([*class_names, "void"], [*palette, VOID_COLOR], strict=True)
+        for name, color in entries
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 11), fontsize=8)
     figure.suptitle(title, fontsize=10)
@@ -118,7 +127,7 @@ def save_comparison(
 
 
 def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
-    """Draw a confusion matrix, every row in per cent of its true class.
+    """Draw a confusion matrix, every row in per cent of its true class; of more than `NAMED` classes colours alone.
 
     Args:
         path: The PNG to write.
@@ -131,18 +140,22 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
 
     columns = [*class_names, "none of them"] if counts[:, -1].any() else list(class_names)
     shares = 100 * counts[:, : len(columns)] / np.maximum(counts.sum(1, keepdims=True), 1)
-    width = 0.42 * len(columns) + 3
-    figure = Figure(figsize=(width, 0.42 * len(class_names) + 2.2), layout="constrained")
+    named = len(class_names) <= NAMED
+    width = 0.42 * min(len(columns), NAMED) + 3
+    figure = Figure(figsize=(width, 0.42 * min(len(class_names), NAMED) + 2.2), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
-    axis.set_yticks(range(len(class_names)), class_names, parse_math=False)
-    axis.set(xlabel="predicted", ylabel="true")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    what = "" if named else " (class index)"
+    axis.set(xlabel=f"predicted{what}", ylabel=f"true{what}")
     axis.tick_params(length=0, labelsize=8)
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.5:  # else it would read 0
-            color = "white" if share > 55 else "black"
-            axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
+    if named:
+        axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+        axis.set_yticks(range(len(class_names)), class_names, parse_math=False)
+    for row, column in np.argwhere(shares >= 0.5) if named else []:  # less would read 0
+        share = shares[row, column]
+        color = "white" if share > 55 else "black"
+        text = axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
+        text.set_in_layout(False)  # it lies within the axes; the layout would measure each
     figure.colorbar(image, label="per cent of the true class", fraction=0.04)
     figure.suptitle(fill(title, int(13 * width)), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from crosscoop.data.dataset import VOID, SegmentationDataset
+from crosscoop.data.dataset import VOID, Legend, SegmentationDataset
 from crosscoop.data.images import lookup_table
 from crosscoop.data.samples import FileSample, check_samples, read_pairs
 
@@ -39,6 +39,7 @@ class CamVid(SegmentationDataset):
         (64, 64, 0),
         (0, 128, 192),
     )
+    legend = Legend(class_names, palette)
     official_sizes: Mapping[str, int] = {"train": 367, "val": 101, "test": 233}
 
     def __init__(
@@ -66,7 +67,7 @@ class CamVid(SegmentationDataset):
         lookup = lookup_table({value: value if value < self.num_classes else VOID for value in range(12)})  # 11 is void
         return check_samples(
             [
-                FileSample(image.stem, _existing(image), mask, self.num_classes, lookup)
+                FileSample(image.stem, _existing(image), mask, self.num_classes, lookup, self.legend)
                 for image, mask in read_pairs(source, Path(self.root), prefix="/SegNet/CamVid/")
             ],
             source,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import Cityscapes as Official
 
-from crosscoop.data.dataset import VOID, Array, SegmentationDataset
-from crosscoop.data.images import lookup_table
+from crosscoop.data.dataset import VOID, Array, Legend, SegmentationDataset
+from crosscoop.data.images import lookup_table, read_mask
 from crosscoop.data.samples import FileSample, check_samples
 from crosscoop.errors import CrosscoopError
 
@@ -21,6 +21,28 @@ LABEL_TO_TRAIN: Array = lookup_table(
 TRAIN_TO_LABEL: Array = np.zeros(256, np.uint8)
 """The labelId of each class index, for the benchmark server; 0 ("unlabeled") for all else: 256 entries."""
 TRAIN_TO_LABEL[: len(_EVALUATED)] = [c.id for c in _EVALUATED]
+
+
+class LabelIdSample(FileSample):
+    """A sample whose mask file holds labelIds."""
+
+    __slots__ = ()
+
+    def mask(self) -> Array | None:
+        """The mask, see `FileSample`.
+
+        Raises:
+            CrosscoopError: It cannot be read, or holds trainIds: 255, which is not a labelId, and none from 19 on.
+        """
+        mask = FileSample.mask(self)
+        if mask is None or self.mask_path is None or ((mask >= LABEL_TO_TRAIN[19]) & (mask != VOID)).any():
+            return mask
+        if (read_mask(self.mask_path, VOID) == VOID).any():
+            raise CrosscoopError(
+                f"{self.mask_path}: got the value {VOID}, and otherwise none from 19 on, as in trainIds, expected "
+                "labelIds; name the file labelTrainIds, or restore the original"
+            )
+        return mask
 
 
 class Cityscapes(SegmentationDataset):
@@ -39,6 +61,7 @@ class Cityscapes(SegmentationDataset):
 
     class_names = tuple(str(c.name) for c in _EVALUATED)
     palette = tuple((int(c.color[0]), int(c.color[1]), int(c.color[2])) for c in _EVALUATED)
+    legend = Legend(class_names, palette)
     official_sizes: Mapping[str, int] = {"train": 2975, "val": 500, "test": 1525}
 
     def __init__(
@@ -83,5 +106,5 @@ class Cityscapes(SegmentationDataset):
         if split == "test":
             return FileSample(name, image, None, self.num_classes)
         if train_ids.is_file() and not labels.is_file():
-            return FileSample(name, image, train_ids, self.num_classes)
-        return FileSample(name, image, labels, self.num_classes, LABEL_TO_TRAIN)
+            return FileSample(name, image, train_ids, self.num_classes, None, self.legend)
+        return LabelIdSample(name, image, labels, self.num_classes, LABEL_TO_TRAIN, self.legend)

@@ -1,10 +1,10 @@
 """Your own data: folders or lists of images and masks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crosscoop.data.dataset import VOID, Color, SegmentationDataset
+from crosscoop.data.dataset import VOID, Color, Legend, SegmentationDataset
 from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.images import UNKNOWN, lookup_table
 from crosscoop.data.samples import SUFFIXES, FileSample, MissingFilesError, check_samples, read_pairs
@@ -30,7 +30,7 @@ class Split:
 
 
 class Folder(SegmentationDataset):
-    """Your own data. Masks are single-channel 8-bit images, grey or palette, of class indices.
+    """Your own data. Masks are lossless images of class indices, grey or palette, or of the classes' colours.
 
     In YAML: `splits: {train: {images: images/train, masks: masks/train}, val: {list: val.txt}}`.
 
@@ -38,10 +38,14 @@ class Folder(SegmentationDataset):
         root: The folder that all paths are relative to.
         class_names: The names of the classes, in index order.
         splits: Where each split lies, by the split's name.
-        palette: One RGB colour per class; by default VOC's colours.
+        palette: One RGB colour per class; by default VOC's colours. If it is given, masks in colours are read by it,
+            and a mask whose own palette contradicts it is refused.
         mask_values: The mask value of each class, by default 0, 1, 2, ...; for black and white masks
             `[0, 255]`, for masks that count from 1 `[1, 2, 3]` with `void: [0]`.
-        void: Mask values to ignore; 255 is ignored in any case, unless it is among `mask_values`.
+        mask_colors: Whether the colours of the masks count and not their values, for files in colours and for
+            palette files whose indices differ from file to file; needs `palette`.
+        void: Mask values to ignore, or colours such as `[[0, 0, 0]]`; 255 is ignored in any case, unless it is among
+            `mask_values`, and so is VOC's void, `[224, 224, 192]`.
         train_split: Split for training.
         val_split: Split for validation.
         test_split: Split for test and prediction.
@@ -57,7 +61,8 @@ class Folder(SegmentationDataset):
         splits: dict[str, Split],
         palette: list[Color] | None = None,
         mask_values: list[int] | None = None,
-        void: list[int] | None = None,
+        mask_colors: bool = False,
+        void: list[int | Color] | None = None,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
@@ -72,7 +77,20 @@ class Folder(SegmentationDataset):
                 f"palette: got {len(palette)} colours, expected one for each of the {count} classes; correct "
                 "it, or leave it out"
             )
-        values, ignored = range(count) if mask_values is None else mask_values, void or []
+        values, void = range(count) if mask_values is None else mask_values, void or []
+        ignored = [value for value in void if isinstance(value, int)]
+        colors = [color for color in void if not isinstance(color, int)]
+        distinct = {tuple(color) for color in (*(palette or ()), *colors)}
+        if (mask_colors or colors) and (palette is None or len(distinct) != count + len(colors)):
+            raise CrosscoopError(
+                f"palette: got {palette} and void {colors}, expected a different colour for each of the {count} "
+                "classes, and none of them in void; correct them"
+            )
+        if mask_colors and (mask_values is not None or ignored):
+            raise CrosscoopError(
+                f"mask_colors: got mask_values {mask_values} and void {void}, expected no values, since only colours "
+                "count; leave them out"
+            )
         if len(values) != count or len({*values, *ignored}) != count + len(set(ignored)):
             raise CrosscoopError(
                 f"mask_values: got {list(values)} and void {ignored}, expected a different value for each of "
@@ -87,6 +105,8 @@ class Folder(SegmentationDataset):
         self.class_names = class_names
         self.splits = splits
         self.palette = colormap(count) if palette is None else palette
+        self.legend = None if palette is None else Legend(class_names, palette, colors)
+        self.mask_colors = mask_colors
         self.lookup = lookup_table({value: index for index, value in enumerate(values)} | dict.fromkeys(ignored, VOID))
         self.train_split = train_split
         self.val_split = val_split
@@ -113,7 +133,8 @@ class Folder(SegmentationDataset):
         else:
             source = root / str(where.images)
             found = _match(source, None if where.masks is None else root / where.masks)
-        samples = [FileSample(name, image, mask, self.num_classes, self.lookup) for name, image, mask in found]
+        legend = self.legend and replace(self.legend, only=self.mask_colors)
+        samples = [FileSample(name, image, mask, self.num_classes, self.lookup, legend) for name, image, mask in found]
         if where.masks is not None and (alone := [each for each in samples if not _exists(each.mask_path)]):
             raise MissingFilesError(
                 f"{root / where.masks}: {len(alone)} of {len(samples)} images have no mask there "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from crosscoop.data.dataset import SegmentationDataset
+from crosscoop.data.dataset import Legend, SegmentationDataset
 from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.samples import FileSample, SplitError, check_samples, read_list
 from crosscoop.errors import CrosscoopError
@@ -52,6 +52,7 @@ class PascalVOC(SegmentationDataset):
         "tvmonitor",
     )
     palette = colormap(len(class_names))
+    legend = Legend(class_names, palette)
     official_sizes: Mapping[str, int] = {
         "train": 1464,
         "val": 1449,
@@ -95,7 +96,7 @@ class PascalVOC(SegmentationDataset):
 
         def sample(name: str) -> FileSample:
             mask = None if split == "test" else masks / f"{name}.png"
-            return FileSample(name, images / f"{name}.jpg", mask, self.num_classes)
+            return FileSample(name, images / f"{name}.jpg", mask, self.num_classes, None, self.legend)
 
         samples = [sample(name) for name in names]
         if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"))))):
