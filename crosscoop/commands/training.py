@@ -27,6 +27,7 @@ from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.network import create_network
+from crosscoop.network.precision import note_emulated_bfloat16
 from crosscoop.training.advertisements import silence_advertisements
 from crosscoop.training.callbacks import (
     LastCheckpoint,
@@ -151,6 +152,7 @@ class TrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
+        note_emulated_bfloat16(str(trainer.precision), trainer.strategy.root_device)
         trainer.callbacks.append(Ranks(trainer))  # type: ignore[attr-defined]  # the last one, as it may raise
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
