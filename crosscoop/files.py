@@ -1,11 +1,14 @@
-"""Files written completely or not at all, and values read from or shown to users: the ground floor."""
+"""Files found and written completely or not at all, and values read from or shown to users: the ground floor."""
 
 import json
 import os
 import re
+import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -123,6 +126,54 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2g} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def scan(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Find the files below a folder, sorted.
+
+    Links to folders are followed, but never back into a folder that they lie in. Hidden files and folders, which
+    Jupyter, macOS and file managers leave behind, are left out; broken links are not, so that they are missed.
+
+    Args:
+        folder: The folder; a hidden one, too. Nothing is found if it does not exist.
+        pattern: A glob relative to it, in which `**` stands for any number of folders.
+
+    Raises:
+        CrosscoopError: A folder cannot be listed.
+    """
+    return sorted(set(_scan(folder, Path(pattern).parts, frozenset()))) if folder.is_dir() else []
+
+
+def _scan(folder: Path, pattern: Sequence[str], above: frozenset[str]) -> Iterator[Path]:
+    """Find what fits the pattern's parts below a folder, which is reached from the real folders `above` it."""
+    first, *rest = pattern
+    if first == "**":
+        yield from _scan(folder, rest or ["*"], above)
+    above |= {os.path.realpath(folder)}
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise CrosscoopError(f"{folder}: cannot be listed ({error.strerror}); expected a readable folder.") from error
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith(".") or not (first == "**" or fnmatchcase(entry.name, first)):
+            continue
+        if not entry.is_dir():
+            if not rest and first != "**":
+                yield path
+        elif (rest or first == "**") and os.path.realpath(path) not in above:
+            yield from _scan(path, pattern if first == "**" else rest, above)
+
+
+@cache
+def note(message: str) -> None:
+    """Print a note to standard error, once, and in the first of several processes only.
+
+    Args:
+        message: What is worth knowing, although the work goes on.
+    """
+    if not any(int(os.environ.get(name) or 0) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        print(f"Note: {message}", file=sys.stderr)
 
 
 def shorten(items: Iterable[object], count: int = 3) -> str:

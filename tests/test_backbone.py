@@ -85,6 +85,93 @@ def test_summed_backbones_feed_one_head_with_the_sum_of_their_features():
     assert all(next(backbone.parameters()).grad.any() for backbone in (first, second))
 
 
+@pytest.mark.parametrize(
+    ("name", "depth", "multiple"),
+    [
+        ("dla46_c", 4, 16),
+        ("dla46_c", 3, 8),
+        ("hrnet_w18_small", 4, 32),
+        ("resnetaa34d", None, 16),
+        ("test_resnet", 4, 1),
+    ],
+)
+def test_images_are_padded_to_what_a_network_takes(name, depth, multiple):
+    backbone = Backbone(name, 8 if depth == 3 else 16, depth).eval()
+    assert backbone.multiple == multiple and backbone.network.training is False
+    for height, width in ((65, 97), (49, 131)):
+        low, high = backbone(torch.rand(1, 3, height, width))
+        assert low.shape[2:] == (-(-height // 4), -(-width // 4))
+        assert high.shape[2:] == (-(-height // backbone.stride), -(-width // backbone.stride))
+    image, (mean, std) = torch.rand(1, 3, 64, 96), (backbone.mean, backbone.std)
+    features = backbone.network((image - mean) / std)
+    for actual, expected in zip(backbone(image), (features[backbone.low_index], features[-1]), strict=True):
+        assert torch.equal(actual, expected), "no padding is needed"
+    padded = torch.nn.functional.pad((image[..., :-9] - mean) / std, (0, 9 if multiple > 8 else -87 % multiple))
+    expected = backbone.network(padded)[backbone.low_index][..., :22]
+    assert torch.equal(backbone(image[..., :-9])[0], expected), "zeros to the right, and cut off"
+
+
+def test_a_padded_network_exports_with_dynamic_sizes():
+    backbone, dynamic = Backbone("dla46_c", depth=4).eval(), torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        backbone, (torch.rand(2, 3, 97, 131),), dynamic_shapes={"image": {0: dynamic, 2: dynamic, 3: dynamic}}
+    ).module()
+    for size in ((1, 64, 64), (3, 65, 98), (1, 161, 50)):
+        image = torch.rand(size[0], 3, *size[1:])
+        assert all(torch.equal(*pair) for pair in zip(program(image), backbone(image), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["maxvit_rmlp_pico_rw_256", "efficientformerv2_s0", "own_fixed:fixed", "own_fixed:table"]
+)
+def test_a_network_of_fixed_size_is_refused(tmp_path, monkeypatch, name):
+    (tmp_path / "own_fixed.py").write_text(FIXED)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CrosscoopError, match=rf"'{name}' takes only images of some sizes, such as (224|256) x"):
+        Backbone(name, depth=4)
+
+
+def test_a_network_that_cannot_be_tried_is_taken_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "own_fixed.py").write_text(FIXED)
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = Backbone("own_fixed:reads_values", depth=4).eval()
+    assert backbone.multiple == 1 and backbone(torch.rand(1, 3, 64, 64))[1].shape[2:] == (4, 4)
+
+
+FIXED = """
+import timm
+import torch
+from timm.models import build_model_with_cfg, register_model
+from timm.models.resnet import BasicBlock, ResNet
+
+def make(name, pretrained, options, check):
+    layout = {"block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
+    network = build_model_with_cfg(ResNet, name, pretrained, **layout, **options)
+    network.register_forward_pre_hook(lambda module, inputs: check(inputs[0]))
+    return network
+
+@register_model
+def fixed(pretrained=False, **options):
+    def check(image):
+        assert image.shape[-2:] == (224, 224)
+    return make("fixed", pretrained, options, check)
+
+@register_model
+def table(pretrained=False, **options):
+    def check(image):
+        torch.zeros(224)[torch.arange(image.shape[-1])]
+    network = make("table", pretrained, options, check)
+    network.pretrained_cfg = {**network.pretrained_cfg, "fixed_input_size": True}
+    return network
+
+@register_model
+def reads_values(pretrained=False, **options):
+    def check(image):
+        float(image.sum())
+    return make("reads_values", pretrained, options, check)
+"""
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_backbone_normalises_with_its_own_statistics(name):
     mean, std = [torch.tensor(values).view(1, 3, 1, 1) for values in SMALL[name]]

@@ -1,9 +1,11 @@
 """The data sets on disk: layouts, class indices, and an error for all that can be wrong with a file."""
 
+import os
 import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from crosscoop.data.datasets.folder import Folder, Split
 from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.datasets.voc import PascalVOC, download_to
 from crosscoop.data.images import lookup_table, read_image, read_mask, write_mask
-from crosscoop.data.samples import FileSample, read_list, read_pairs
+from crosscoop.data.samples import FileSample, image_suffixes, read_list, read_pairs
 from crosscoop.errors import CrosscoopError
+from crosscoop.files import scan
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GREY = np.array([[0, 1, 2], [3, 10, 255]], np.uint8)
@@ -170,10 +173,13 @@ def test_lists(tmp_path: Path) -> None:
     refused(lambda: read_list(path), path, "got no readable list", "one sample per line")
     text(path, "", "  ")
     refused(lambda: read_list(path), path, "got an empty list")
-    path.write_bytes(b"\xff\xfe\x00a")
+    path.write_bytes(b"\xff\x00a")
     refused(lambda: read_list(path), path, "got no readable list")
     path.write_bytes(b"\xef\xbb\xbfa\r\n\r\n b \r\n")  # as Windows editors save it
     assert read_list(path) == ["a", "b"]
+    for encoding in ("utf-16", "utf-16-be"):
+        path.write_bytes(b"\xfe\xff"[: 2 * (encoding == "utf-16-be")] + "é\r\nb\r\n".encode(encoding))
+        assert read_list(path) == ["é", "b"]
 
 
 def test_pairs(tmp_path: Path) -> None:
@@ -183,6 +189,33 @@ def test_pairs(tmp_path: Path) -> None:
         (tmp_path / "b.jpg", None),
         (tmp_path / "my image.jpg", tmp_path / "my mask.png"),
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "i/a b.jpg\tm/a,1.png",
+            "i/a b.jpg,m/x.png",
+            "i/a b.jpg;m/x.png",
+            "i\\a b.jpg\tm\\x.png",
+            "i\\c.jpg,m\\x.png",
+        ),
+        *("i/c.jpg m/x.png", "i/c.jpg m/a,1.png", "i/c.jpg, m/x.png", '"i/c.jpg","m/x.png"', "i/d\\e.jpg m/x.png"),
+    ],
+)
+def test_pairs_as_spreadsheets_and_windows_write_them(tmp_path: Path, line: str) -> None:
+    for name in ("i/a b.jpg", "i/c.jpg", "i/d\\e.jpg", "m/x.png", "m/a,1.png"):
+        text(tmp_path / name)
+    ((image, mask),) = read_pairs(text(tmp_path / "list.txt", line), tmp_path)
+    assert image.is_file() and mask is not None and mask.is_file()
+    absent = line.replace("/", "/0").replace("\\", "\\0")
+    assert len(read_pairs(text(tmp_path / "list.txt", absent.replace("a b", "a")), tmp_path)[0]) == 2
+
+
+def test_a_name_alone_may_hold_anything(tmp_path: Path) -> None:
+    text(tmp_path / "a b,c.jpg")
+    assert read_pairs(text(tmp_path / "list.txt", "a b,c.jpg"), tmp_path) == [(tmp_path / "a b,c.jpg", None)]
 
 
 @pytest.mark.parametrize("line", ["../a.jpg a.png", "a.jpg x/../../a.png", "/etc/passwd", "a.jpg a.png 3"])
@@ -240,6 +273,15 @@ def test_voc(voc: Path) -> None:
     assert trainaug[0].image().shape == (2, 3, 3)
     assert [sample.mask() for sample in dataset.samples("test")] == [None]
     assert dataset.class_names[0] == "background" and dataset.class_names[20] == "tvmonitor"
+
+
+@pytest.mark.parametrize("name", ["2007.1", "my image", "a.b c.d", "b 1"])
+@pytest.mark.parametrize("form", ["{}", "{}.jpg", "/JPEGImages/{}.jpg /SegmentationClass/{}.png", "JPEGImages\\{}.jpg"])
+def test_voc_names_may_hold_dots_and_blanks(voc: Path, name: str, form: str) -> None:
+    picture(voc / "JPEGImages" / f"{name}.jpg")
+    write_mask(voc / "SegmentationClass" / f"{name}.png", GREY, colormap(21))
+    text(voc / "ImageSets/Segmentation/val.txt", form.replace("{}", name), "d  1")
+    assert [sample.name for sample in PascalVOC(str(voc)).samples("val")] == [name, "d"]
 
 
 @pytest.mark.parametrize("up", [0, 1, 2])
@@ -389,6 +431,15 @@ def test_cityscapes(cityscapes: Path) -> None:
     assert dataset.palette[0] == (128, 64, 128) and dataset.palette[18] == (119, 11, 32)
 
 
+def test_cityscapes_follows_links_and_leaves_hidden_folders_out(cityscapes: Path) -> None:
+    train = cityscapes / "leftImg8bit/train"
+    (train / "ulm").rename(cityscapes / "ulm")
+    (train / "ulm").symlink_to(cityscapes / "ulm")
+    picture(train / ".ipynb_checkpoints" / "x_leftImg8bit.png")
+    samples = Cityscapes(str(cityscapes)).samples("train")
+    assert [sample.name for sample in samples] == ["aachen/aachen_000000_000019", "ulm/ulm_000000_000019"]
+
+
 def test_cityscapes_table_and_its_inverse() -> None:
     assert (LABEL_TO_TRAIN[TRAIN_TO_LABEL[:19]] == np.arange(19)).all()
     assert TRAIN_TO_LABEL[:3].tolist() == [7, 8, 11] and TRAIN_TO_LABEL[VOID] == 0
@@ -473,6 +524,119 @@ def test_folder_pairs_by_relative_stem(folder: Path) -> None:
     assert [sample.mask() for sample in own(folder, Split("images")).samples("train")] == [None, None]
 
 
+def test_folders_behind_links_are_followed_and_hidden_ones_left_out(folder: Path, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (folder / kind / "deep").rename(folder / f"elsewhere_{kind}")
+        (folder / kind / "deep").symlink_to(folder / f"elsewhere_{kind}")
+        (folder / kind / "deep/back").symlink_to(folder / kind)  # a loop
+        (folder / kind / "gone").symlink_to(folder / "nowhere")
+        picture(folder / kind / ".ipynb_checkpoints/a-checkpoint.png")
+    samples = own(folder, Split("images", "masks")).samples("train")
+    assert [sample.name for sample in samples] == ["a", "deep/b.1"]
+    (folder / "images/broken.jpg").symlink_to(folder / "nowhere.jpg")
+    refused(lambda: own(folder, Split("images")).samples("train"), folder / "images/broken.jpg", "missing")
+
+
+def test_scan(tmp_path: Path) -> None:
+    for name in ("r/a.png", "r/d/b.png", "r/d/e/c.txt", "r/.h/x.png", "r/d/.y.png", "o/z.png"):
+        text(tmp_path / name)
+    root = tmp_path / "r"
+    for link, target in {"r/one": "o", "r/two": "o", "o/back": "r", "r/d/up": "r/d"}.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+
+    def found(pattern: str, folder: Path = root) -> str:
+        return " ".join(path.relative_to(folder).as_posix() for path in scan(folder, pattern))
+
+    assert found("**/*") == "a.png d/b.png d/e/c.txt one/z.png two/z.png"
+    assert found("**/*.png") == "a.png d/b.png one/z.png two/z.png"
+    assert [found(pattern) for pattern in ("*", "*/*", "d/**", "**/e/*")] == [
+        *("a.png", "d/b.png one/z.png two/z.png", "d/b.png d/e/c.txt", "d/e/c.txt"),
+    ]
+    assert found("*", root / ".h") == "x.png" and found("*", tmp_path / "absent") == ""
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "scandir", lambda folder: Path("/no such folder").iterdir())  # root may list any
+    refused(lambda: scan(tmp_path), tmp_path, "cannot be listed (No such file or directory)")
+
+
+def test_what_pil_reads_is_an_image_and_the_rest_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    formats = ".png .jpg .jpeg .jfif .jp2 .tga .bmp .gif .ppm .tif .webp"
+    assert set(formats.split()) <= image_suffixes()
+    assert not {".pdf", ".eps", ".mpg", ".h5", ".ico", ".txt", ""} & image_suffixes()
+    Image.open(folder / "images/a.jpg").save(folder / "images/c.jfif", "JPEG")
+    save(folder / "masks" / "c.tga", np.zeros((2, 3), np.uint8))
+    for name in ("d.heic", "e.HEIC", "README"):
+        text(folder / "images" / name)
+    samples = own(folder, Split("images", "masks")).samples("train")
+    assert [sample.name for sample in samples] == ["a", "c", "deep/b.1"]
+    assert samples[1].image().shape == (2, 3, 3) and values(samples[1]) == [[0, 0, 0]] * 2
+    left_out = f"Note: {folder / 'images'}: left out 4 files (2 .heic, 1 without suffix, 1 .md), which"
+    assert left_out in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "files", "suffixes"),
+    [
+        ("data", "data", ["a.jpg", "a.png", "s/b.1.JPG", "s/b.1.png"], {"image_suffix": ".jpg", "mask_suffix": ".png"}),
+        ("data", "data", ["a.jpg", "a.png", "s/b.1.jpeg", "s/b.1.png"], {"mask_suffix": ".png"}),
+        ("data", "data", ["a.png", "a_mask.png", "s/b.1.png", "s/b.1_mask.png"], {"mask_suffix": "_mask"}),
+        (
+            "data",
+            "data",
+            ["a/x.png", "a/y.png", "s/b.1/x.png", "s/b.1/y.png"],
+            {"image_suffix": "/x", "mask_suffix": "/y"},
+        ),
+        ("data", "data/m", ["a.png", "m/a.png", "s/b.1.png", "m/s/b.1.png"], {}),
+        ("data/i", "data", ["i/a.png", "a.png", "i/s/b.1.png", "s/b.1.png"], {}),
+        (
+            *("data", "data"),
+            ["a_left.png", "a_ids.png", "a_color.png", "s/b.1_left.png", "s/b.1_ids.png"],
+            {"image_suffix": "_left", "mask_suffix": "_ids.png"},
+        ),
+    ],
+)
+def test_images_and_masks_in_one_folder(
+    tmp_path: Path, images: str, masks: str, files: list[str], suffixes: Any
+) -> None:
+    for name in files:
+        picture(tmp_path / "data" / name)
+    dataset = own(tmp_path, Split(images, masks, **suffixes))
+    first, second = dataset.samples("train")
+    assert (first.name, second.name) == ("a", "s/b.1")
+    (tmp_path / "data" / files[1]).unlink()
+    refused(
+        lambda: dataset.samples("train"),
+        tmp_path / "data" / files[1].rpartition("/")[0],
+        "1 of 2 images",
+        "mask_suffix",
+    )
+
+
+def test_images_beside_masks_are_not_to_be_removed(tmp_path: Path) -> None:
+    dataset = own(tmp_path, Split("data", "data"))
+    for name in ("a.png", "a_mask.png"):
+        picture(tmp_path / "data" / name)
+    refused(lambda: dataset.samples("train"), "got no images beside the masks", "mask_suffix")
+    picture(tmp_path / "data/a.jpg")
+    with pytest.raises(CrosscoopError, match=r"a.jpg and a.png for a, .* mask_suffix: .png, or name") as caught:
+        dataset.samples("train")
+    assert "remove" not in str(caught.value)
+
+
+def test_a_list_of_names_chooses_from_folders(folder: Path) -> None:
+    text(folder / "train.txt", "deep/b.1", "a.jpg")
+    samples = own(folder, Split("images", "masks", "train.txt")).samples("train")
+    assert [sample.name for sample in samples] == ["deep/b.1", "a"] and samples[0].mask() is not None
+    text(folder / "train.txt", "a", "x", "y.jpg")
+    dataset = own(folder, Split("images", "masks", "train.txt"))
+    refused(lambda: dataset.samples("train"), folder / "train.txt", "2 names without an image (x, y)", "such as a;")
+    alone = own(folder, Split(list="train.txt"))
+    refused(
+        lambda: alone.samples("train"), folder / "train.txt", "got a, ", "images/a.jpg, masks/a.png: give their folders"
+    )
+
+
 def test_folder_reads_lists(folder: Path) -> None:
     text(folder / "train.txt", "images/deep/b.1.jpg masks/a.png", "images/a.jpg")
     samples = own(folder, Split(list="train.txt")).samples("train")
@@ -511,7 +675,8 @@ def test_folder_names_what_is_missing_or_doubled(folder: Path) -> None:
         ({"void": [1]}, "void [1]"),
         ({"void": [256]}, "got 256"),
         ({"splits": {"train": Split()}}, 'splits: got "train"'),
-        ({"splits": {"train": Split("images", list="train.txt")}}, 'splits: got "train"'),
+        ({"splits": {"train": Split("images", mask_suffix="_mask")}}, 'splits: got "train"'),
+        ({"splits": {"train": Split(list="train.txt", image_suffix=".jpg")}}, 'splits: got "train"'),
         ({"splits": {"train": Split(masks="masks", list="train.txt")}}, 'splits: got "train"'),
     ],
 )

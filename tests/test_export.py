@@ -91,7 +91,7 @@ def test_metadata(run, exported, format):
     backbones = [branch.backbone for branch in read_network(run / "best.ckpt")[0].branches]
     for name, backbone in zip(("top", "bottom"), backbones, strict=True):
         for key in ("mean", "std"):
-            assert np.allclose(about["normalisation"][name][key], getattr(backbone, key).flatten())
+            assert np.allclose(about["normalisation"][name][0][key], getattr(backbone, key).flatten())
     assert about["resize"] == [32, 64] and about["dataset"] == "Streets"
     assert about["figures"] == json.loads((run / "metrics.json").read_text())
     assert about["figures"]["protocol"]["evaluation"] == "whole images resized to 32 x 64"

@@ -17,6 +17,7 @@ from crosscoop import Predictor
 from crosscoop.data import samples
 from crosscoop.data.images import read_image
 from crosscoop.evaluation.inference import Inference
+from crosscoop.prediction.results import by_name, find_images
 
 KINDS = "labels,colors,overlays,comparison,probabilities"
 SCENES = [sample.image() for split in ("train", "test") for sample in tiny.STREETS.samples(split)]
@@ -183,6 +184,32 @@ def test_lists(go, photos, tmp_path):
     assert names(tmp_path / "out/labels") == ["elsewhere.png", "photos/a.png", "photos/sub/d.e.png"]
 
 
+def test_lists_of_other_forms(photos):
+    (photos / "list.txt").write_bytes("sub\\d.e.tif\r\na.png,masks/a.png\r\nmissing one.png\r\n".encode("utf-16"))
+    (photos / "masks").mkdir()
+    shutil.copy(photos / "a.png", photos / "masks/a.png")
+    expected = [photos / name for name in ("sub/d.e.tif", "a.png", "missing one.png")]
+    assert find_images(photos / "list.txt") == (photos, expected)
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*", "**/*.*"])
+def test_links_are_followed_and_hidden_folders_left_out(photos, tmp_path, capsys, pattern):
+    for name in (".ipynb_checkpoints/a-checkpoint.png", "sub/.thumbnails/d.png", "z.jfif", "z.heic"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(SCENES[0]).save(photos / name, "JPEG")
+    (photos / "sub").rename(tmp_path / "elsewhere")
+    (photos / "sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(photos)
+    root, found = find_images(photos / pattern)
+    assert list(by_name(found, root)) == ["a", "b", "c", "sub/d.e", "z"]
+    assert f"Note: {photos}: left out 1 file (1 .heic)" in capsys.readouterr().err
+
+
+def test_names_keep_what_is_no_suffix(tmp_path):
+    files = [tmp_path / name for name in ("2007.1", "2007.2", "2007.3.png")]
+    assert list(by_name(files, tmp_path)) == ["2007.1", "2007.2", "2007.3"]
+
+
 def test_a_folder_with_a_name_like_a_glob_or_a_video(go, photos, tmp_path):
     photos.rename(tmp_path / "[ab]*.mp4")
     assert go(tmp_path / "[ab]*.mp4")[0] == 0
@@ -300,7 +327,7 @@ def test_options_of_inference(go, run, photos, tmp_path):
     "images, options, message",
     [
         ("nowhere", "", "got nowhere, which does not exist"),
-        ("photos/*.bmp", "", "got none in photos, expected files in .png"),
+        ("photos/*.bmp", "", "got none in photos, expected image files such as .png"),
         ("photos/a.png", "--save labels,masks", "--save: got masks, expected one or more of labels,colors"),
         ("photos/a.png", "--device abacus", "device: got 'abacus', expected"),
         ("photos/a.png", "photos/b.JPG", "crosscoop predict --help"),

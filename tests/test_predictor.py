@@ -319,13 +319,16 @@ def test_nobody_reads_the_output(options, unbuffered):
     assert not process.stderr and process.returncode in (0, 141)  # argparse asks for no more than to try
 
 
-def test_fast_is_nearly_the_same(checkpoint, predictor, image):
-    fast = crosscoop.load(checkpoint, fast=True)
-    assert fast.describe() == predictor.describe() + ", fast (bfloat16)"
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_fast_is_nearly_the_same(checkpoint, predictor, image, monkeypatch, dtype):
+    monkeypatch.setattr("crosscoop.prediction.predictor.native_bfloat16", lambda device: dtype == "bfloat16")
+    fast, seen = crosscoop.load(checkpoint, fast=True), set()
+    fast.network.branches[0].classifier.register_forward_hook(lambda *args: seen.add(str(args[-1].dtype)))
+    assert fast.describe() == predictor.describe() + f", fast ({dtype})"
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.network.modules())
     expected, prediction = predictor(image), fast(image)
-    assert not np.array_equal(prediction.probabilities, expected.probabilities)
-    assert np.allclose(prediction.probabilities, expected.probabilities, atol=0.02)
+    assert seen == {f"torch.{dtype}"} and not np.array_equal(prediction.probabilities, expected.probabilities)
+    assert np.allclose(prediction.probabilities, expected.probabilities, atol=0.02 if dtype == "bfloat16" else 1e-5)
     assert (prediction.labels == expected.labels).mean() > 0.9
 
 

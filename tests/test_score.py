@@ -215,6 +215,20 @@ def test_folders_tell_apart_what_shares_a_name(tmp_path: Path, capsys: pytest.Ca
     assert f"1 PNG file is named as no image of the split: {tmp_path / 'labels' / '3.png'}" in capsys.readouterr().out
 
 
+def test_label_files_behind_links_and_of_other_formats(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = voc.parent / "labels"
+    expected = scored(labels, *data("PascalVOC", voc))
+    shutil.copytree(labels, labels / ".backup")
+    shutil.copytree(labels, voc.parent / "elsewhere")
+    for file in labels.glob("*.png"):
+        file.unlink()
+    (labels / "linked").symlink_to(voc.parent / "elsewhere")
+    (voc.parent / "elsewhere" / "loop").symlink_to(labels)
+    Image.new("L", SIZE).save(labels / "a.tif")
+    assert scored(labels, *data("PascalVOC", voc)) == expected
+    assert f"Not used: 1 file (1 .tif), as label files are PNGs: {labels / 'a.tif'}" in capsys.readouterr().out
+
+
 def test_all_faults_are_named_in_one_message(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = voc.parent / "labels"
     (folder / "sub").mkdir()

@@ -19,7 +19,8 @@ class About:
     Attributes:
         version: Of the crosscoop that wrote it.
         network: The arguments of `create_network`, without `pretrained`.
-        normalisation: Mean and standard deviation that each branch applies itself, by its name.
+        normalisation: Mean and standard deviation that each branch applies itself, by its name: an entry for each of
+            its backbones.
         outputs: The outputs' names, in order.
         class_names: One name per class.
         palette: One RGB colour per class.
@@ -32,7 +33,7 @@ class About:
 
     version: str
     network: dict[str, Any]
-    normalisation: dict[str, dict[str, list[float]]]
+    normalisation: dict[str, list[dict[str, list[float]]]]
     outputs: list[str]
     class_names: list[str]
     palette: list[Color]
@@ -81,13 +82,11 @@ def about_checkpoint(path: str | Path, content: Mapping[str, Any], network: Coop
     own = content["crosscoop"]
     options = {key: value for key, value in own["config"]["network"].items() if key != "pretrained"}
     names = output_names(len(network.branches))
-    configs: list[Any] = [branch.backbone.network.pretrained_cfg for branch in network.branches]  # type: ignore[union-attr]
     return About(
         version=__version__,
         network={**options, "num_classes": len(own["class_names"])},
         normalisation={
-            name: {key: list(config[key]) for key in ("mean", "std")}
-            for name, config in zip(names, configs, strict=False)
+            name: branch.backbone.normalisation for name, branch in zip(names, network.branches, strict=False)
         },
         outputs=names,
         class_names=own["class_names"],

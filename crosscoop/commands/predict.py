@@ -82,8 +82,8 @@ def predict(
         branch: The branch to predict with, such as top; by default the ensemble.
         overwrite: Replace what exists.
         own_size: Show the network each image in its own size, even if it was trained on resized ones.
-        fast: Compute in bfloat16, with folded batch norms: about twice as fast on processors made for it; about one
-            label in 200 changes.
+        fast: Fold batch norms and, on processors with instructions for it, compute in bfloat16: about twice as fast
+            there, and about one label in 200 changes. The protocol says which.
         device: Where to run, such as cpu or cuda:1; by default a GPU if there is one.
         inference: How the logits of an image come about.
 

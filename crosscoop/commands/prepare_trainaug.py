@@ -10,7 +10,7 @@ from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.datasets.voc import PascalVOC, download_to, find_voc, read_names
 from crosscoop.data.images import read_mask, write_mask
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import replacing, shorten
+from crosscoop.files import replacing, scan, shorten
 
 IMAGES = PascalVOC.official_sizes["trainaug"]
 """The number of images that the split must have; it also betrays a shortened val list, a leak of val."""
@@ -37,15 +37,16 @@ def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = Non
     """
     voc = find_voc(root, download)
     lists, masks = voc / "ImageSets" / "Segmentation", voc / "SegmentationClassAug"
-    train, val = (set(read_names(lists / f"{split}.txt")) for split in ("train", "val"))
+    images = voc / "JPEGImages"
+    train, val = (set(read_names(lists / f"{split}.txt", images)) for split in ("train", "val"))
 
-    found = track(sorted(masks.glob("*.png")), "Checking the masks that exist", transient=True)
+    found = track(scan(masks, "*.png"), "Checking the masks that exist", transient=True)
     ready = {path.stem for path in found if _is_whole(path)}
     names, todo = ready - val, set[str]()
     source = voc.parent.parent / "sbd" if sbd is None else Path(sbd)
     if len(names) != IMAGES:
         source = _find_sbd(source, download, masks, len(names))
-        names = train.union(*(read_names(source / f"{split}.txt") for split in ("train", "val"))) - val
+        names = train.union(*(read_names(source / f"{split}.txt", images) for split in ("train", "val"))) - val
         todo = (names - ready) | train  # VOC's masks win, also over those of another preparation
     _check(names, train, voc)
 

@@ -27,6 +27,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.files import expanded
 from crosscoop.network import create_network
+from crosscoop.network.precision import note_emulated_bfloat16
 from crosscoop.training.advertisements import silence_advertisements
 from crosscoop.training.callbacks import (
     LastCheckpoint,
@@ -155,6 +156,7 @@ class TrainingCLI(LightningCLI):
             trainer.strategy.checkpoint_io = WholeFiles()
         # Its file records what the other checkpoint callbacks did at the same moment.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
+        note_emulated_bfloat16(str(trainer.precision), trainer.strategy.root_device)
         trainer.callbacks.append(Ranks(trainer))  # type: ignore[attr-defined]  # the last one, as it may raise
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -1,17 +1,24 @@
 """Samples that lie on disk, and the lists and folders that name them."""
 
+import codecs
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from crosscoop.data.dataset import Array, Legend
 from crosscoop.data.images import read_image, read_mask
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import shorten
+from crosscoop.files import note, scan, shorten
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+NOT_TO_SEGMENT = frozenset(
+    ("BUFR", "CUR", "EPS", "FLI", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PDF", "WMF")
+)
+"""PIL's formats of documents, films, icons and brushes, and those that it can only identify."""
 
 
 class SplitError(CrosscoopError):
@@ -66,32 +73,108 @@ class FileSample:
         return None if path is None else read_mask(path, self.num_classes, self.lookup, self.legend)
 
 
-def read_list(path: Path) -> list[str]:
-    """The lines of a list file, without blanks around them and without empty lines.
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the image files that PIL reads."""
+    Image.init()
+    formats = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in formats if name in Image.OPEN and name not in NOT_TO_SEGMENT)
+
+
+def is_image(path: Path) -> bool:
+    """Tell by a file's suffix whether PIL reads it."""
+    return path.suffix.lower() in image_suffixes()
+
+
+def without_suffix(path: Path) -> str:
+    """Return a path as a name: with `/`, and without the suffix of an image (`2007.1` stays `2007.1`)."""
+    return (path.with_suffix("") if is_image(path) else path).as_posix()
+
+
+def images_below(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Find the images below a folder, see `scan`; a note says which other files are left out.
 
     Args:
-        path: A UTF-8 text file with one sample per line.
+        folder: The folder.
+        pattern: A glob relative to it.
+    """
+    found = scan(folder, pattern)
+    images = [path for path in found if is_image(path)]
+    if others := [path for path in found if not is_image(path)]:
+        note(f"{folder}: left out {by_suffix(others)}, which PIL does not read as images.")
+    return images
+
+
+def by_suffix(files: Iterable[Path]) -> str:
+    """Count files by their suffix: `4 files (3 .heic, 1 .md)`."""
+    counts = Counter(path.suffix.lower() or "without suffix" for path in files)
+    kinds = shorten((f"{count} {suffix}" for suffix, count in counts.most_common()), 5)
+    return f"{counts.total()} file{'' if counts.total() == 1 else 's'} ({kinds})"
+
+
+def read_list(path: Path) -> list[str]:
+    """Read the lines of a list file, without blanks around them and without empty lines.
+
+    Args:
+        path: A text file with one sample per line, in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        CrosscoopError: The file is missing, empty, or no text.
+        CrosscoopError: The file is missing, empty, or not text.
     """
     try:
-        lines = [line for raw in path.read_text("utf-8-sig").splitlines() if (line := raw.strip())]
+        content = path.read_bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CrosscoopError(
-            f"{path}: got no readable list ({error}), expected a text file with one sample per line; "
+            f"{path}: got no readable list ({error}), expected a text file (UTF-8) with one sample per line; "
             "check the data set's root and split"
         ) from error
+    lines = [line for raw in text.splitlines() if (line := raw.strip())]
     if not lines:
         raise CrosscoopError(f"{path}: got an empty list, expected one sample per line; restore the file")
     return lines
 
 
-def read_pairs(path: Path, root: Path, prefix: str = "") -> list[tuple[Path, Path | None]]:
-    """Image and mask files from a list with "image mask" or, for unlabelled samples, "image" per line.
+def split_line(line: str, folder: Path, prefix: str = "") -> list[str]:
+    """Split a line of a list into the names of files.
+
+    Names are separated by a tab, blanks, a comma or a semicolon, and may have the backslashes of Windows. A name may
+    hold any of these itself: of all readings, that counts whose files exist.
 
     Args:
-        path: The list file; its fields are separated by blanks, or by one tab where names hold blanks.
+        line: The line.
+        folder: The folder that the names are relative to.
+        prefix: A prefix to strip from every name that has it.
+
+    Returns:
+        The names; more than two only if the line is of another form.
+    """
+    readings = [
+        [name.removeprefix(prefix) for name in names]
+        for text in dict.fromkeys((line, line.replace("\\", "/")))
+        for names in _readings(text)
+    ]
+    there = (names for names in readings if len(names) <= 2 and all((folder / name).is_file() for name in names))
+    pairs = (names for names in reversed(readings) if len(names) == 2)
+    return next(there, None) or next(pairs, None) or readings[0]
+
+
+def _readings(line: str) -> Iterator[list[str]]:
+    """The ways to split a line, the likeliest first; the last takes it whole."""
+    if "\t" in line:
+        yield [name.strip() for name in line.split("\t")]
+    yield line.split()
+    for separator in ",;":
+        yield [name.strip(' "') for name in line.split(separator)]
+    yield [line]
+
+
+def read_pairs(path: Path, root: Path, prefix: str = "") -> list[tuple[Path, Path | None]]:
+    """Read image and mask files from a list with "image mask" or, for unlabelled samples, "image" per line.
+
+    Args:
+        path: The list file; see `split_line` for what separates its names.
         root: The folder that the names are relative to and may not leave.
         prefix: A prefix to strip from every name that has it.
 
@@ -100,7 +183,7 @@ def read_pairs(path: Path, root: Path, prefix: str = "") -> list[tuple[Path, Pat
     """
     pairs: list[tuple[Path, Path | None]] = []
     for line in read_list(path):
-        names = [Path(name.removeprefix(prefix)) for name in line.split("\t" if "\t" in line else None)]
+        names = [Path(name) for name in split_line(line, root, prefix)]
         if len(names) > 2 or any(name.is_absolute() or ".." in name.parts for name in names):
             raise CrosscoopError(
                 f'{path}: got the line "{line}", expected "image mask" or "image", relative to {root} and '

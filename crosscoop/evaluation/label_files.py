@@ -10,8 +10,9 @@ from typing import TypeVar
 from rich.progress import track
 
 from crosscoop.data.dataset import Array, Sample
+from crosscoop.data.samples import by_suffix, is_image, without_suffix
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import shorten
+from crosscoop.files import scan, shorten
 
 Kind = TypeVar("Kind", bound=Sample)
 Result = TypeVar("Result")
@@ -52,7 +53,7 @@ def each_prediction(
     Raises:
         CrosscoopError: Files are missing or doubled, or the work raised some on them.
     """
-    files, extra = match(folder, samples)
+    files, extra, others = match(folder, samples)
     matched = [sample for sample in samples if len(files[sample.name]) == 1]
     faults: dict[str, list[str]] = {
         "missing": [name for name, found in files.items() if not found],
@@ -76,6 +77,8 @@ def each_prediction(
     if extra:
         some = "1 PNG file is" if len(extra) == 1 else f"{len(extra)} PNG files are"
         print(f"Not used: {some} named as no image of the split: {shorten(extra)}")
+    if others:
+        print(f"Not used: {by_suffix(others)}, as label files are PNGs: {shorten(others)}")
     if any(faults.values()):
         name, example = samples[0].name, stems(samples[0])
         lines = [f"- {len(items)} {kind}: {shorten(items)}" for kind, items in faults.items() if items]
@@ -87,15 +90,15 @@ def each_prediction(
         )
 
 
-def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """The PNG files that are named as a sample or its image.
+def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]], list[Path], list[Path]]:
+    """Match PNG files with the samples that they, or their images, are named as.
 
     Args:
-        folder: The folder, searched with its subfolders.
+        folder: The folder, searched with its subfolders, see `scan`.
         samples: The samples.
 
     Returns:
-        The files of each sample, by its name; and the files that belong to none.
+        The files of each sample, by its name; the PNG files that belong to none; and the images of other formats.
 
     Raises:
         CrosscoopError: There is no such folder.
@@ -107,10 +110,9 @@ def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]
         for stem in stems(sample):
             owners[stem].append(sample.name)
     files: dict[str, list[Path]] = {sample.name: [] for sample in samples}
+    found = [file for file in scan(folder) if is_image(file)]
     extra = []
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() != ".png" or file.name.startswith(".") or not file.is_file():
-            continue
+    for file in (each for each in found if each.suffix.lower() == ".png"):
         names = owners.get(file.stem, [])
         if len(names) > 1:  # then its folders tell; the longest name that fits
             within = f"/{file.relative_to(folder).with_suffix('').as_posix()}"
@@ -119,10 +121,10 @@ def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]
             files[names[-1]].append(file)
         else:
             extra.append(file)
-    return files, extra
+    return files, extra, [file for file in found if file.suffix.lower() != ".png"]
 
 
 def stems(sample: Sample) -> list[str]:
-    """File names, without suffix, by which a sample's label file is known: its own, and the image's if that differs."""
+    """Return the names, without suffix, by which a sample's label file is known: its own, and its image's."""
     own, image = sample.name.rpartition("/")[2], getattr(sample, "image_path", None)
-    return list(dict.fromkeys([own, own if image is None else Path(image).stem]))
+    return list(dict.fromkeys([own, own if image is None else without_suffix(Path(Path(image).name))]))

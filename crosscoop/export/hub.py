@@ -116,7 +116,8 @@ def card_fields(about: About, repo: str, licence: str | None) -> dict[str, str]:
     if licence is None:
         raise CrosscoopError(f"data_licence: got none for {about.dataset}, expected the licence of the training data.")
     options = about.network
-    branches = [branch if isinstance(branch, str) else str(branch["backbone"]) for branch in options["branches"]]
+    backbones = [branch if isinstance(branch, str) else branch["backbone"] for branch in options["branches"]]
+    branches = [name if isinstance(name, str) else " + ".join(name) for name in backbones]
     return {
         "title": f"{' + '.join(branches)} on {about.dataset}",
         "repo": repo,

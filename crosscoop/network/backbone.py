@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,9 +11,16 @@ import timm
 import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
+
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+"""Of what a network may want height and width to be a multiple; padding to more would mostly compute padding."""
+
+PROBE = (97, 131)
+"""Height and width of the image on which a network is tried; odd multiples of nearly all of these, rounded up."""
 
 
 class Backbone(nn.Module):
@@ -20,6 +28,9 @@ class Backbone(nn.Module):
 
     It normalises its own input: two backbones of one network may have been pretrained with different statistics
     (timm's `xception65.tf_in1k` with mean 0.5, `resnet101.*` with ImageNet's).
+
+    Images of any size go in: those for networks that take only multiples of some number are padded to the right and at
+    the bottom, by zeros, and the features of the padding are cut off.
 
     Args:
         name: timm name (`resnet101.tv_in1k`), or `module:name` for a network that the module registers with timm
@@ -34,10 +45,13 @@ class Backbone(nn.Module):
         low_channels: Channels of `low`.
         high_channels: Channels of `high`.
         stride: Stride of `high`.
+        multiple: What the height and width of the network's input are padded to a multiple of.
+        normalisation: Mean and standard deviation that the input is normalised with, by `mean` and `std`; a list, as
+            several backbones may stand in one's place.
 
     Raises:
-        CrosscoopError: The name is unknown, the network has no feature at stride 4 or cannot dilate to the output
-            stride, or the weights do not fit.
+        CrosscoopError: The name is unknown, the network has no feature at stride 4, cannot dilate to the output
+            stride or takes only images of one size, or the weights do not fit.
     """
 
     mean: Tensor
@@ -53,19 +67,19 @@ class Backbone(nn.Module):
         super().__init__()
         download = pretrained is True
         options: dict[str, Any] = {}
-        self.patch = 4 if name.rpartition(":")[2].startswith("swin") else 1  # Swin takes whole patches only,
-        if self.patch > 1:
-            options["strict_img_size"] = False  # and, unless told, only images of its pretraining's size
+        swin = name.rpartition(":")[2].startswith("swin")  # some of them cut incomplete patches off
+        if swin:
+            options["strict_img_size"] = False  # else it takes only images of its pretraining's size
         if depth is None or 2**depth > output_stride:
             options["output_stride"] = output_stride
         if depth is not None:
-            known = _create(name, False, options).feature_info.reduction()
-            skipped = int(math.log2(known[0]))
-            if not 2 <= depth < skipped + len(known):
+            known = _create(name, False, options).feature_info
+            skipped = int(math.log2(known.reduction()[0])) - 1  # halvings before the first feature's own
+            if not 2 <= depth <= skipped + len(known.out_indices):
                 raise CrosscoopError(
-                    f"Backbone {name!r}: got depth {depth}, expected 2 to {skipped + len(known) - 1} halvings."
+                    f"Backbone {name!r}: got depth {depth}, expected 2 to {skipped + len(known.out_indices)} halvings."
                 )
-            options["out_indices"] = tuple(range(depth - skipped + 1))
+            options["out_indices"] = tuple(known.out_indices[: depth - skipped])
         self.network = _create(name, download, options)
         strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
         if 4 not in strides:
@@ -80,12 +94,14 @@ class Backbone(nn.Module):
             )
         self.low_index = strides.index(4)
         self.low_channels, self.high_channels, self.stride = channels[self.low_index], channels[-1], strides[-1]
+        self.multiple = _multiple(self.network, name, 4 if swin else 1)
         self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
         if isinstance(pretrained, str):
             _load_file(self.network, name, Path(pretrained))
-        for key in ("mean", "std"):
-            statistics = torch.tensor(self.network.pretrained_cfg[key])
-            self.register_buffer(key, statistics.view(1, 3, 1, 1), persistent=False)
+        config = self.network.pretrained_cfg
+        self.normalisation = [{key: [float(value) for value in config[key]] for key in ("mean", "std")}]
+        for key, statistics in self.normalisation[0].items():
+            self.register_buffer(key, torch.tensor(statistics).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Extract features.
@@ -95,16 +111,28 @@ class Backbone(nn.Module):
 
         Returns:
             `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, sizes
-            rounded as the backbone does.
+            rounded as the backbone does, or up where it is padded.
         """
+        height, width = image.shape[-2:]
         image = ((image - self.mean) / self.std).to(self.mean.dtype)  # the network's, under true precision
-        if self.patch > 1:
-            image = functional.pad(image, (0, -image.shape[-1] % self.patch, 0, -image.shape[-2] % self.patch))
+        if self.multiple > 1:
+            image = functional.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
         features = self.network(image)
         low, high = features[self.low_index], features[-1]
         if self.channels_last:
             low, high = low.permute(0, 3, 1, 2), high.permute(0, 3, 1, 2)
+        if self.multiple > 4:  # else the features are no larger
+            low, high = _crop(low, height, width, 4), _crop(high, height, width, self.stride)
         return low, high
+
+
+def _crop(feature: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Cut a feature to an image's size at a stride, rounded up.
+
+    By indices, as a slice's end would be compared with the size, which an export with dynamic shapes cannot prove.
+    """
+    rows, columns = (torch.arange((side - 1) // stride + 1, device=feature.device) for side in (height, width))
+    return feature.index_select(2, rows).index_select(3, columns)
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
@@ -142,6 +170,45 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             f"The pretrained weights of {timm_name!r} could not be had: {error}. On a machine without network, set "
             "network.pretrained to a local .safetensors or .pth file, or to false."
         ) from error
+
+
+def _multiple(network: Any, name: str, least: int) -> int:
+    """Find the least number that a network wants height and width to be a multiple of, by trying.
+
+    It is tried on the meta device, which computes shapes only. That does not show what depends on values, such as an
+    index into a table, so a network that timm says to be of fixed size is also tried in earnest.
+
+    Raises:
+        CrosscoopError: It takes only images of some sizes.
+    """
+    tensors = {key: tensor.to("meta") for key, tensor in (*network.named_parameters(), *network.named_buffers())}
+    config = network.pretrained_cfg
+    _, *own = config.get("input_size", (3, 224, 224))
+
+    def takes(size: Sequence[int], multiple: int = 1, device: str = "meta") -> bool:
+        image = torch.zeros(1, 3, *(side + -side % multiple for side in size), device=device)
+        try:
+            functional_call(network, tensors if device == "meta" else {}, image)
+        except Exception:  # an assertion, shapes that do not fit, or whatever else a network raises
+            return False
+        return True
+
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            for multiple in (each for each in MULTIPLES if each >= least):
+                fixed = config.get("fixed_input_size")
+                if takes(PROBE, multiple) and (not fixed or takes([side + 1 for side in own], multiple, "cpu")):
+                    return multiple
+            if not takes(own):
+                return least  # it cannot be tried in this way
+    finally:
+        network.train(training)
+    raise CrosscoopError(
+        f"Backbone {name!r} takes only images of some sizes, such as {own[0]} x {own[1]}, expected one that takes any. "
+        "Choose another in network.branches, such as a ResNet, an HRNet or a ConvNeXt."
+    )
 
 
 def _load_file(network: nn.Module, name: str, path: Path) -> None:

@@ -20,6 +20,7 @@ class SummedBackbones(nn.Module):
         low_channels: Channels of `low`.
         high_channels: Channels of `high`.
         stride: Stride of `high`.
+        normalisation: Mean and standard deviation of each backbone, in order.
     """
 
     def __init__(self, backbones: Sequence[Backbone]) -> None:
@@ -27,6 +28,7 @@ class SummedBackbones(nn.Module):
         self.low_channels = max(backbone.low_channels for backbone in backbones)
         self.high_channels = max(backbone.high_channels for backbone in backbones)
         self.stride = backbones[0].stride
+        self.normalisation = [each for backbone in backbones for each in backbone.normalisation]
         self.backbones = nn.ModuleList(backbones)
         self.lows = nn.ModuleList(_projection(backbone.low_channels, self.low_channels) for backbone in backbones)
         self.highs = nn.ModuleList(_projection(backbone.high_channels, self.high_channels) for backbone in backbones)

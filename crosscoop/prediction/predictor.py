@@ -23,6 +23,7 @@ from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.fold import fold_batch_norm
 from crosscoop.network.layers import resize
 from crosscoop.network.outputs import outputs_of
+from crosscoop.network.precision import native_bfloat16
 from crosscoop.prediction.pictures import colored, highlight, legend, overlay, side_by_side
 
 
@@ -87,8 +88,8 @@ class Predictor:
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
         resize: Height and width that the network sees each image in; None for the image's own.
-        fast: Fold batch norms, keep maps in the channels-last layout and compute in bfloat16, the faster the more the
-            processor is made for it; about one label in 200 changes, see docs/benchmarks.md.
+        fast: Fold batch norms, keep maps in the channels-last layout and, where the processor has instructions for it,
+            compute in bfloat16, which changes about one label in 200, see docs/benchmarks.md.
         branch: The output whose labels and logits are taken, such as top; by default the ensemble, or the only branch.
 
     Raises:
@@ -121,6 +122,7 @@ class Predictor:
             raise CrosscoopError(
                 f"device: got {device!r}, expected one that torch finds here, such as cpu or cuda ({error})."
             ) from error
+        self.bfloat16 = fast and native_bfloat16(self.device)
         self.class_names, self.palette = class_names, palette
         self.inference, self.resize, self.fast, self.branch = inference or Inference(), resize, fast, branch
 
@@ -154,14 +156,15 @@ class Predictor:
         """How images are predicted, in words."""
         size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
         branch = f", branch {self.branch}" if self.branch else ""
-        return f"images {size}, {self.inference.describe()}{', fast (bfloat16)' if self.fast else ''}{branch}"
+        fast = f", fast ({'bfloat16' if self.bfloat16 else 'float32'})" if self.fast else ""
+        return f"images {size}, {self.inference.describe()}{fast}{branch}"
 
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Outputs:
         """Logits by output name, of a uint8 RGB batch `(N, 3, H, W)`; in its size, or as coarse as the network's."""
         coarse = {"upsample": False} if isinstance(self.network, CooperativeNetwork) else {}
         scaled = image.to(self.device).float() / 255
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.inference(lambda view: outputs_of(self.network(view, **coarse)), scaled)
 
 
@@ -181,7 +184,7 @@ def load(
         inference: The protocol; by default each image at once.
         device: Where to run; by default a GPU if there is one.
         own_size: Show the network each image in its own size, even if it was trained on resized ones (`data.resize`).
-        fast: Folded batch norms, channels-last layout and bfloat16; see `Predictor`.
+        fast: Folded batch norms, channels-last layout, and bfloat16 where the processor is made for it.
         branch: The output that predicts, such as top; by default the ensemble, or the only branch.
 
     Raises:

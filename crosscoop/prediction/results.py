@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crosscoop.data.images import write_mask
-from crosscoop.data.samples import SUFFIXES, read_list
+from crosscoop.data.samples import images_below, read_list, split_line, without_suffix
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import replacing
 from crosscoop.prediction.pictures import colored
@@ -111,7 +111,7 @@ class Results:
 
 
 def find_images(what: Path) -> tuple[Path, list[Path]]:
-    """Images, and the folder that their names are relative to.
+    """Find images, and the folder that their names are relative to.
 
     Args:
         what: A file, a folder, a glob, or a list.
@@ -120,7 +120,7 @@ def find_images(what: Path) -> tuple[Path, list[Path]]:
         CrosscoopError: It does not exist, or is a list that cannot be read.
     """
     if what.is_file() and what.suffix.lower() == ".txt":
-        listed = [Path(normpath((what.parent / line).absolute())) for line in read_list(what)]
+        listed = [_listed(line, what.parent) for line in read_list(what)]
         return Path(commonpath([path.parent for path in listed])), listed
     if what.is_file():
         return what.parent, [what]
@@ -129,9 +129,14 @@ def find_images(what: Path) -> tuple[Path, list[Path]]:
         raise CrosscoopError(
             f"images: got {what}, which does not exist, expected a file, a folder or a glob in quotes."
         )
-    found = root.glob("**/*" if what.is_dir() else str(what.relative_to(root)))
-    images = [path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    return root, [path for path in images if path.is_file() and not is_ours(path)]
+    images = images_below(root, "**/*" if what.is_dir() else str(what.relative_to(root)))
+    return root, [path for path in images if not is_ours(path)]
+
+
+def _listed(line: str, folder: Path) -> Path:
+    """Return the file that a line of a list names, the first of two; if there is none, the whole line's."""
+    first = folder / split_line(line, folder)[0]
+    return Path(normpath((first if first.is_file() else folder / line).absolute()))
 
 
 def is_ours(path: Path) -> bool:
@@ -148,7 +153,7 @@ def by_name(images: Iterable[Path], root: Path) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for path in sorted(set(images)):
-        name = path.relative_to(root).with_suffix("").as_posix()
+        name = without_suffix(path.relative_to(root))
         if name in files:
             raise CrosscoopError(
                 f"images: got {files[name]} and {path}, expected one image of that name, as both predictions would be "
@@ -156,5 +161,5 @@ def by_name(images: Iterable[Path], root: Path) -> dict[str, Path]:
             )
         files[name] = path
     if not files:
-        raise CrosscoopError(f"images: got none in {root}, expected files in {', '.join(SUFFIXES)}.")
+        raise CrosscoopError(f"images: got none in {root}, expected image files such as .png and .jpg.")
     return files

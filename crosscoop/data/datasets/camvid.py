@@ -5,7 +5,7 @@ from pathlib import Path
 
 from crosscoop.data.dataset import VOID, Legend, SegmentationDataset
 from crosscoop.data.images import lookup_table
-from crosscoop.data.samples import FileSample, check_samples, read_pairs
+from crosscoop.data.samples import FileSample, check_samples, read_pairs, without_suffix
 
 
 class CamVid(SegmentationDataset):
@@ -67,7 +67,9 @@ class CamVid(SegmentationDataset):
         lookup = lookup_table({value: value if value < self.num_classes else VOID for value in range(12)})  # 11 is void
         return check_samples(
             [
-                FileSample(image.stem, _existing(image), mask, self.num_classes, lookup, self.legend)
+                FileSample(
+                    without_suffix(Path(image.name)), _existing(image), mask, self.num_classes, lookup, self.legend
+                )
                 for image, mask in read_pairs(source, Path(self.root), prefix="/SegNet/CamVid/")
             ],
             source,
@@ -76,5 +78,5 @@ class CamVid(SegmentationDataset):
 
 def _existing(image: Path) -> Path:
     """The image under the suffix that it has on disk."""
-    candidates = (image, *(image.with_suffix(suffix) for suffix in (".png", ".jpg", ".jpeg")))
+    candidates = (image, *(Path(f"{without_suffix(image)}{suffix}") for suffix in (".png", ".jpg", ".jpeg")))
     return next((path for path in candidates if path.is_file()), image)

@@ -10,6 +10,7 @@ from crosscoop.data.dataset import VOID, Array, Legend, SegmentationDataset
 from crosscoop.data.images import lookup_table, read_mask
 from crosscoop.data.samples import FileSample, check_samples
 from crosscoop.errors import CrosscoopError
+from crosscoop.files import scan
 
 _EVALUATED = sorted((c for c in Official.classes if c.train_id not in (-1, VOID)), key=lambda c: int(c.train_id))
 
@@ -91,7 +92,7 @@ class Cityscapes(SegmentationDataset):
                 "correct the split's name"
             )
         folder = Path(self.root) / "leftImg8bit" / split
-        images = sorted(folder.glob("*/*_leftImg8bit.png"))
+        images = scan(folder, "*/*_leftImg8bit.png")
         if not images:
             raise CrosscoopError(
                 f"{folder}: got no images, expected CITY/*_leftImg8bit.png; correct the root or unpack there "

@@ -1,38 +1,61 @@
 """Your own data: folders or lists of images and masks."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crosscoop.data.dataset import VOID, Color, Legend, SegmentationDataset
 from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.images import UNKNOWN, lookup_table
-from crosscoop.data.samples import SUFFIXES, FileSample, MissingFilesError, check_samples, read_pairs
+from crosscoop.data.samples import (
+    FileSample,
+    MissingFilesError,
+    check_samples,
+    images_below,
+    read_list,
+    read_pairs,
+    without_suffix,
+)
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import shorten
+from crosscoop.files import scan, shorten
+
+Found = tuple[str, Path, Path | None]
+"""Name, image and mask of a sample."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where a split lies: a folder of images and one of masks, or a list; relative to the data set's root.
+    """Where a split lies: a folder of images and one of masks, or a list, or both; relative to the data set's root.
 
     Args:
         images: Folder of images, searched with its subfolders.
-        masks: Folder of masks; the image `a/b.jpg` has the mask `a/b.png` (any image suffix). Without it the
-            split is unlabelled. Masks without an image are not used.
-        list: Text file with "image mask" or, for unlabelled samples, "image" per line, relative to the root;
-            a tab separates names that hold blanks.
+        masks: Folder of masks, which may be that of the images; the image `a/b.jpg` has the mask `a/b.png` (any image
+            suffix). Without it the split is unlabelled. Masks without an image are not used.
+        list: Text file. With `images`, it names one sample per line, such as `a/b`; without, it has "image mask" or,
+            for unlabelled samples, "image" per line, relative to the root. A tab separates names that hold blanks.
+        image_suffix: What the images' file names end in after the sample's name: `.jpg`, `_leftImg8bit`. Other files
+            are not used.
+        mask_suffix: What the masks' file names end in after the sample's name: `.png`, `_mask`, `_labelIds.png`.
     """
 
     images: str | None = None
     masks: str | None = None
     list: str | None = None
+    image_suffix: str = ""
+    mask_suffix: str = ""
+
+    def is_valid(self) -> bool:
+        """Return whether the fields belong together."""
+        if self.images is None:
+            return self.list is not None and not (self.masks or self.image_suffix or self.mask_suffix)
+        return self.masks is not None or not self.mask_suffix
 
 
 class Folder(SegmentationDataset):
     """Your own data. Masks are lossless images of class indices, grey or palette, or of the classes' colours.
 
-    In YAML: `splits: {train: {images: images/train, masks: masks/train}, val: {list: val.txt}}`.
+    In YAML: `splits: {train: {images: images/train, masks: masks/train}, val: {list: val.txt}}`. Images and masks in
+    one folder are told apart by suffixes: `{images: train, masks: train, image_suffix: .jpg, mask_suffix: _mask}`.
 
     Args:
         root: The folder that all paths are relative to.
@@ -99,8 +122,11 @@ class Folder(SegmentationDataset):
         if wrong := sorted(value for value in {*values, *ignored} if not 0 <= value <= 255):
             raise CrosscoopError(f"mask_values and void: got {shorten(wrong)}, expected 0 to 255; correct them")
         for name, split in splits.items():
-            if (split.images is None) == (split.list is None) or (split.list and split.masks):
-                raise CrosscoopError(f'splits: got "{name}" as {split}, expected images (and masks), or list; give one')
+            if not split.is_valid():
+                raise CrosscoopError(
+                    f'splits: got "{name}" as {split}, expected images (and masks), or list, or both; suffixes need '
+                    "the folder that they are of"
+                )
         self.root = root
         self.class_names = class_names
         self.splits = splits
@@ -124,52 +150,94 @@ class Folder(SegmentationDataset):
         if split not in self.splits:
             raise CrosscoopError(f'splits: got "{split}", expected one of {", ".join(self.splits)}; add it to splits')
         root, where = Path(self.root), self.splits[split]
-        if where.list is not None:
-            source = root / where.list
-            found = [
-                (image.relative_to(root).with_suffix("").as_posix(), image, mask)
-                for image, mask in read_pairs(source, root)
-            ]
+        source = root / str(where.list or where.images)
+        if where.images is None:
+            found = _listed(source, root)
         else:
-            source = root / str(where.images)
-            found = _match(source, None if where.masks is None else root / where.masks)
+            found = _paired(root / where.images, None if where.masks is None else root / where.masks, where)
+            found = found if where.list is None else _chosen(found, source)
         legend = self.legend and replace(self.legend, only=self.mask_colors)
         samples = [FileSample(name, image, mask, self.num_classes, self.lookup, legend) for name, image, mask in found]
         if where.masks is not None and (alone := [each for each in samples if not _exists(each.mask_path)]):
             raise MissingFilesError(
                 f"{root / where.masks}: {len(alone)} of {len(samples)} images have no mask there "
                 f"({shorten(each.image_path for each in alone)}), expected a mask of the same subfolder and name for "
-                "each; add them, or name the pairs in a list",
+                f"each; add them, say by mask_suffix what the masks' names end in (got {where.mask_suffix!r}), or "
+                "name the pairs in a list",
                 samples,
             )
         return check_samples(samples, source)
 
 
-def _match(images: Path, masks: Path | None) -> list[tuple[str, Path, Path | None]]:
-    """Name, image and mask of each image in a folder; a mask that is not there gets the likeliest name."""
-    files = _by_name(images)
-    labels: dict[str, Path] = {} if masks is None else _by_name(masks)
-    return [(name, file, masks and labels.get(name, masks / f"{name}.png")) for name, file in files.items()]
+def _listed(source: Path, root: Path) -> list[Found]:
+    """Read name, image and mask of each sample of a list of files."""
+    pairs = read_pairs(source, root)
+    if bare := [image.name for image, _ in pairs if image.parent == root and not image.is_file()]:
+        files = [path.relative_to(root) for path in scan(root) if without_suffix(Path(path.name)) == bare[0]]
+        if files:
+            raise CrosscoopError(
+                f"{source}: got {bare[0]}, expected the path of a file, relative to {root}. There is {shorten(files)}: "
+                "give their folders as images and masks beside list, or write the paths"
+            )
+    return [(without_suffix(image.relative_to(root)), image, mask) for image, mask in pairs]
+
+
+def _paired(images: Path, masks: Path | None, split: Split) -> list[Found]:
+    """Find name, image and mask of each image in a folder; a mask that is not there gets the likeliest name."""
+    labels = {} if masks is None else _by_name(masks, split.mask_suffix, "mask_suffix")
+    together = masks is not None and masks.resolve().is_relative_to(images.resolve())
+    files = _by_name(images, split.image_suffix, "image_suffix", {*labels.values()} if together else ())
+    ending = split.mask_suffix if Path(split.mask_suffix).suffix else f"{split.mask_suffix}.png"
+    return [(name, file, masks and labels.get(name, masks / f"{name}{ending}")) for name, file in files.items()]
+
+
+def _chosen(found: Sequence[Found], source: Path) -> list[Found]:
+    """Choose the samples that a list names, in its order."""
+    by_name = {each[0]: each for each in found}
+    names = [line if line in by_name else without_suffix(Path(line)) for line in read_list(source)]
+    if missing := [name for name in names if name not in by_name]:
+        raise CrosscoopError(
+            f"{source}: got {len(missing)} names without an image ({shorten(missing)}), expected names such as "
+            f"{found[0][0]}; correct the list, or images and image_suffix"
+        )
+    return [by_name[name] for name in names]
 
 
 def _exists(path: Path | None) -> bool:
     return path is not None and path.is_file()
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """The images in a folder and below, by their relative path without suffix."""
+def _by_name(folder: Path, suffix: str, option: str, masks: Collection[Path] = ()) -> dict[str, Path]:
+    """Find the images in a folder and below, by their relative path without suffix.
+
+    Args:
+        folder: The folder.
+        suffix: What the names of its files end in.
+        option: The option for that.
+        masks: Files that are masks, and so no images.
+    """
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):  # macOS adds "._" files
+    for path in images_below(folder):
+        name = _without_ending(path.relative_to(folder), suffix)
+        if name is None or path in masks:
             continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:
             raise CrosscoopError(
-                f"{folder}: got {files[name].name} and {path.name} for {name}, expected one file; remove one"
+                f"{folder}: got {files[name].name} and {path.name} for {name}, expected one file; say by {option} what "
+                f"the names of those to take end in, such as {option}: {path.suffix}, or name the files in a list"
             )
         files[name] = path
     if not files:
+        ending = f" whose names end in {suffix}" if suffix else ""
+        beside = " beside the masks; say by mask_suffix what the masks' names end in," if masks else ","
         raise CrosscoopError(
-            f"{folder}: got no images, expected files in {', '.join(SUFFIXES)}; correct root or splits"
+            f"{folder}: got no images{ending}{beside} expected files such as .png and .jpg; correct root or splits"
         )
     return files
+
+
+def _without_ending(path: Path, ending: str) -> str | None:
+    """Return a file's name without an ending, which may hold its suffix or not; None if it ends in something else."""
+    names = (without_suffix(path), path.as_posix())
+    fits = (name for name in names if name.lower().endswith(ending.lower()))
+    return next((name[: len(name) - len(ending)] for name in fits), None)

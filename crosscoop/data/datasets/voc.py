@@ -1,5 +1,6 @@
 """PASCAL VOC 2012, and its augmented training split."""
 
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from crosscoop.data.dataset import Legend, SegmentationDataset
 from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.samples import FileSample, SplitError, check_samples, read_list
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import shorten
+from crosscoop.files import scan, shorten
 
 
 class PascalVOC(SegmentationDataset):
@@ -91,15 +92,16 @@ class PascalVOC(SegmentationDataset):
         folder = find_voc(self.root, self.download)
         augmented = split == "trainaug"
         source = self._list(folder, split)
-        names = read_names(source)
         images, masks = folder / "JPEGImages", folder / f"SegmentationClass{'Aug' if augmented else ''}"
+
+        names = read_names(source, images)
 
         def sample(name: str) -> FileSample:
             mask = None if split == "test" else masks / f"{name}.png"
             return FileSample(name, images / f"{name}.jpg", mask, self.num_classes, None, self.legend)
 
         samples = [sample(name) for name in names]
-        if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"))))):
+        if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"), images)))):
             raise SplitError(
                 f"{source}: got {len(leak)} images that are also in val ({shorten(leak)}), expected none; "
                 f"make a clean list with `crosscoop prepare-trainaug --root {self.root}`",
@@ -113,7 +115,7 @@ class PascalVOC(SegmentationDataset):
         for file in files:
             if (lists / file).is_file():
                 return lists / file
-        remedy = f"there are {', '.join(sorted(path.stem for path in lists.glob('*.txt')))}"
+        remedy = f"there are {', '.join(path.stem for path in scan(lists, '*.txt'))}"
         if split == "trainaug":
             remedy = f"prepare it with `crosscoop prepare-trainaug --root {self.root}`"
         raise CrosscoopError(
@@ -148,15 +150,24 @@ def find_voc(root: str, download: bool = False) -> Path:
     )
 
 
-def read_names(path: Path) -> list[str]:
-    """Image names from a list of VOC's form (`2007_000032`) or DeepLab's (`/JPEGImages/2007_000032.jpg ...`).
+def read_names(path: Path, images: Path) -> list[str]:
+    """Read image names from a list of VOC's form (`2007_000032 1`) or DeepLab's (`/JPEGImages/2007_000032.jpg ...`).
 
-    Only the file's stem counts, so no line can lead out of VOC's folders.
+    Folders do not count, so no line can lead out of VOC's folders; a name may hold dots and blanks.
 
     Args:
         path: The list.
+        images: The folder of the images, which tells a name that holds blanks from a name that more follows.
     """
-    return [Path(line.split()[0]).stem for line in read_list(path)]
+    return [_name(line, images) for line in read_list(path)]
+
+
+def _name(line: str, images: Path) -> str:
+    if file := re.match(r"(?:.*?[/\\])?([^/\\]+?)\.(jpe?g|png)(?=[\s,;]|$)", line, re.IGNORECASE):
+        return file[1]
+    first = line.split()[0]
+    whole = line if line == first or (images / f"{line}.jpg").is_file() else first
+    return whole.replace("\\", "/").rpartition("/")[2]
 
 
 def download_to(target: Path, download: Callable[[Path], Path]) -> None:
