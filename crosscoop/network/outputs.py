@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from crosscoop.network.layers import resize
+
 ENSEMBLE = "ensemble"
 
 
@@ -19,11 +21,18 @@ def output_names(num_branches: int) -> list[str]:
 
 
 def outputs_of(logits: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the branches' logits by name, with their sum, the ensemble; logits that have names keep them."""
+    """Return the branches' logits by name, with their sum, the ensemble; logits that have names keep them.
+
+    Where the logits are not upsampled and the branches' resolutions differ, the sum has the highest one.
+    """
     if isinstance(logits, Mapping):
         return dict(logits)
-    ensemble = [sum(logits[1:], logits[0])] if len(logits) > 1 else []
-    return dict(zip(output_names(len(logits)), [*logits, *ensemble], strict=True))
+    names = output_names(len(logits))
+    if len(logits) == 1:
+        return {names[0]: logits[0]}
+    size = max((each.shape[-2:] for each in logits), key=lambda size: size[0])
+    first, *others = [resize(each, size) for each in logits]
+    return dict(zip(names, [*logits, sum(others, first)], strict=True))
 
 
 def main_output(names: Iterable[str]) -> str:
