@@ -117,16 +117,16 @@ class BranchComparison(Metric):
             outputs: Labels `(N, H, W)` of the branches and of `ensemble`.
             mask: `(N, H, W)` true class indices.
         """
-        first = outputs[self.branches[0]]
-        number, alone = (torch.zeros(mask.shape, dtype=torch.int32, device=mask.device) for _ in range(2))
-        differ = torch.zeros(mask.shape, dtype=torch.bool, device=mask.device)
-        for place, name in enumerate(self.branches, 1):
-            is_right = outputs[name] == mask
-            number += is_right
-            alone.add_(is_right, alpha=place)
-            differ |= outputs[name] != first
-        case = rows_of(mask, self.num_classes) * self.cases + alone.where(number < 2, self.cases - 1)
-        case = (case * 2 + (outputs[ENSEMBLE] == mask)) * 2 + differ
+        first, *others = (outputs[name] for name in self.branches)
+        number = (first == mask).byte()  # of the branches that are right
+        alone, differ = number.clone(), torch.zeros_like(number)
+        for place, labels in enumerate(others, 2):
+            right = (labels == mask).byte()
+            number += right
+            alone.add_(right, alpha=place)
+            differ |= labels != first
+        case = rows_of(mask, self.num_classes).mul_(self.cases).add_(alone.where(number < 2, self.cases - 1))
+        case.mul_(2).add_(outputs[ENSEMBLE] == mask).mul_(2).add_(differ)
         counts = torch.bincount(case.flatten(), minlength=(self.num_classes + 2) * self.cases * 4)
         labelled = counts.view(self.num_classes + 2, self.cases, 2, 2)[1:-1]
         self.right += labelled.sum(-1)
