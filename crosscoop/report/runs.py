@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -73,9 +74,9 @@ class Run:
     def followed(self) -> dict[str, list[str]]:
         """The figures of the history, and the outputs that have each."""
         found: dict[str, list[str]] = {}
-        for key in dict.fromkeys(key for row in self.history for key in row if key.startswith("val/")):
-            _, figure, output = key.split("/", 2)
-            found.setdefault(figure, []).append(output)
+        for key in dict.fromkeys(key for row in self.history for key in row):
+            if parts := re.fullmatch("val/([^/]+)/(.+)", key):
+                found.setdefault(parts[1], []).append(parts[2])
         return found
 
     def evaluation(self, stage: str) -> Settings:
