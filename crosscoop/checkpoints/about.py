@@ -9,7 +9,7 @@ from typing import Any
 from crosscoop.data.dataset import Color
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
-from crosscoop.network.outputs import branch_names, output_names
+from crosscoop.network.outputs import output_names
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ def about_checkpoint(path: str | Path, content: Mapping[str, Any], network: Coop
 
     own = content["crosscoop"]
     options = {key: value for key, value in own["config"]["network"].items() if key != "pretrained"}
-    names = branch_names(len(network.branches))
+    names = output_names(len(network.branches))
     configs: list[Any] = [branch.backbone.network.pretrained_cfg for branch in network.branches]  # type: ignore[union-attr]
     return About(
         version=__version__,
         network={**options, "num_classes": len(own["class_names"])},
         normalisation={
             name: {key: list(config[key]) for key in ("mean", "std")}
-            for name, config in zip(names, configs, strict=True)
+            for name, config in zip(names, configs, strict=False)
         },
-        outputs=output_names(len(network.branches)),
+        outputs=names,
         class_names=own["class_names"],
         palette=[(color[0], color[1], color[2]) for color in own["palette"]],
         resize=own["config"]["data"]["resize"],
