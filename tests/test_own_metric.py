@@ -100,8 +100,8 @@ def test_report_holds_it(tested):
 
 def test_score_measures_it(tested):
     folder, _ = tested
-    crosscoop("predict", "--run", folder / "run", "--trainer.accelerator cpu --trainer.enable_progress_bar false")
-    crosscoop("score", "--predictions", folder / "run/predictions", "--config", folder / "run/config.yaml",
+    crosscoop("predict", "--run", folder / "run")
+    crosscoop("score", "--predictions", folder / "run/predictions/test/labels", "--config", folder / "run/config.yaml",
               "--metrics+=my_metric.Dice --metrics.smooth 0.5", "--output", folder / "score.json")  # fmt: skip
     score, metrics = (json.loads((folder / name).read_text()) for name in ("score.json", "run/metrics.json"))
     assert score["mean_dice"] == pytest.approx(metrics["mean_dice"], abs=1e-6)
