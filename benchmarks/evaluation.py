@@ -57,8 +57,7 @@ def evaluation(kind: str, branches: list[str], shape: tuple[int, int], device: s
                 for batch in DataLoader(evaluation_set):
                     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
                     task.validation_step(data.on_after_batch_transfer(batch, 0), 0)  # type: ignore[arg-type]
-            for confusion in task.confusion.values():
-                confusion.compute()
+            task.evaluator.compute()
 
         return ours
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from crosscoop.version import __version__
 
 if TYPE_CHECKING:
+    from crosscoop.evaluation.metrics import SegmentationMetric
     from crosscoop.network import (
         Branch,
         CooperativeNetwork,
@@ -25,9 +26,14 @@ else:
         """What is below, only when asked for: it brings torch along, which `crosscoop --help` does without."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = "prediction.predictor" if name in ("Prediction", "Predictor", "load") else "network"
-        return getattr(importlib.import_module(f"crosscoop.{module}"), name)
+        return getattr(importlib.import_module(f"crosscoop.{ELSEWHERE.get(name, 'network')}"), name)
 
+
+ELSEWHERE = {
+    **dict.fromkeys(("Prediction", "Predictor", "load"), "prediction.predictor"),
+    "SegmentationMetric": "evaluation.metrics",
+}
+"""Modules of the names that do not come from `crosscoop.network`."""
 
 __all__ = [
     "Branch",
@@ -37,6 +43,7 @@ __all__ = [
     "Point",
     "Prediction",
     "Predictor",
+    "SegmentationMetric",
     "Strategy",
     "Walk",
     "__version__",

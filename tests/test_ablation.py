@@ -25,8 +25,10 @@ from crosscoop.ablation.tables import latex, write_tables
 from crosscoop.ablation.workers import STOPPED, Workers, environment, last_error
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.records import branch_shares
 from crosscoop.files import duration
 from crosscoop.network import Fusion, create_network
+from crosscoop.network.outputs import branch_names
 
 BASE = {
     "network": {"branches": ["test_resnet", "test_byobnet"], "channels": 16, "separable": True},
@@ -562,6 +564,35 @@ def test_branches_of_every_pair(tmp_path):
     assert "| B & co" not in markdown.read_text()  # nobody has written how its branches differ
     assert values.read_text().splitlines()[1] == "A,0,0.03,0.04,0.2,0.05,0.02,0.1"
     assert picture.stat().st_size > 5000
+
+
+def test_further_metrics_and_a_third_branch_have_their_columns(tmp_path):
+    ablation, runs = finished(tmp_path)
+    tested = runs / "b_co/seed0/own_size"
+    content = json.loads((tested / "metrics.json").read_text())
+    outputs = {name: {"miou": 0.5, "dice": 0.6, "pixel_accuracy": 0.9} for name in ("ensemble", *branch_names(3))}
+    outputs["branch1"]["miou"], outputs["branch2"]["dice"] = 0.45, 0.1
+    content |= {"outputs": outputs, "dice": 0.6, "dice_of_class_per_class": {"Road": 0.8, "Sky": None}}
+    (tested / "metrics.json").write_text(json.dumps(content))
+    shares = {key: (i + 1) / 100 for i, key in enumerate(branch_shares(branch_names(3)))}
+    (tested / "branches.json").write_text(json.dumps({"all": {"pixels": 9, **shares}}))
+    summary = summarise(ablation, runs)
+    row = summary.rows[1]
+    assert row.main == "ensemble" and row.own.values[0] == 0.5 and row.gain.values[0] == 0
+    assert summary.further == ["dice"] and summary.class_figures == ["iou", "dice_of_class"]
+    files = {file.name: file for file in write_tables(summary, tmp_path)}
+    heading = files["table.md"].read_text().splitlines()[2]
+    assert "| gain of the ensemble | dice | branches disagree |" in heading
+    assert "| top | bottom | branch0 | branch1 | branch2 | ensemble or single network |" in heading
+    values = list(csv.DictReader(files["table.csv"].open()))
+    assert [row["dice"] for row in values if row["output"] == "branch2"] == ["0.1"]
+    assert "| B & co | 80.00 (1 of 3) |" in files["classes_dice_of_class.md"].read_text()
+    assert files["classes_dice_of_class.png"].stat().st_size > 5000
+    lines = files["branches.md"].read_text().splitlines()
+    assert "only top right | only bottom right | only branch0 right | only branch1 right |" in lines[2]
+    assert lines[4].startswith("| A | 3.00 (1 of 3) | 4.00 (1 of 3) | - | - | - | 20.00")
+    assert lines[5].startswith("| B & co | - | - | 1.00 (1 of 3) | 2.00 (1 of 3) | 3.00 (1 of 3) | 4.00")
+    assert files["branches.csv"].read_text().splitlines()[2] == "B & co,0,,,0.01,0.02,0.03,0.04,0.05,0.06,0.07"
 
 
 @pytest.mark.parametrize(

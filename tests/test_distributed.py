@@ -32,7 +32,7 @@ TWO = ranks(2)
 def evaluate(folder, number, name, options):
     """Test on so many images, an odd number, into a run of this name."""
     crosscoop("test", "--ckpt_path", folder / "trained" / "best.ckpt", "--run", folder / f"{name}{number}",
-              f"--data.dataset.num_test {number}", options)  # fmt: skip
+              f"--data.dataset.num_test {number} --model.metrics+=BoundaryIoU", options)  # fmt: skip
 
 
 def make_network():

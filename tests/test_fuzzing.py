@@ -355,7 +355,7 @@ def test_any_yaml(content, command):
 
 
 FLAGS = shlex.split("""
-    --run --ckpt-path --branch --config --images --output --save --predictions --split --label-ids --data --boundary
+    --run --ckpt-path --branch --config --images --output --save --predictions --split --label-ids --data --metrics
     --show --workers --overwrite --own-size --device --resume --data.dataset --num-images --data.dataset.root
     --inference.window --root --inference.scales --inference.flip --sbd --competition --network.strategy
     --data.center_crop --help -h -- -x --runs

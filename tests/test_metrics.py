@@ -1,6 +1,7 @@
 """Metrics, against hand-made tables, torchmetrics and torch's own."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -8,8 +9,12 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU
-from crosscoop.evaluation.metrics import BranchComparison, ConfusionMatrix, Scores
+from crosscoop.evaluation.evaluator import Evaluator
+from crosscoop.evaluation.metrics import BranchComparison, ConfusionMatrix, Scores, SegmentationMetric
+from crosscoop.evaluation.records import branch_record, branch_shares, branch_table
+from crosscoop.network.outputs import branch_names, branches_of, main_output, output_names
 
 VOID = 255
 
@@ -111,16 +116,13 @@ def test_foreign_values_never_count_as_a_class(foreign):
     assert torch.equal(scores(labels, mask, 6).counts, scores(nothing, mask, 6).counts)
     assert scores(labels, mask, 6).counts[:, 6].sum() == (mask[labels == foreign] != VOID).sum() > 0
     void = mask.where(mask != VOID, foreign)
-    for metric in (BoundaryIoU(6), BranchComparison(6)):
+    for metric in (BoundaryIoU(6), BranchComparison(6, ["top", "bottom"])):
         results = []
         for truth, predicted in ((void, labels), (mask, nothing)):
             metric.reset()
             metric.update(dict.fromkeys(("top", "bottom", "ensemble"), predicted)
                           if isinstance(metric, BranchComparison) else predicted, truth)  # fmt: skip
-            computed = metric.compute()
-            results.append(
-                torch.cat([each.flatten() for each in ([computed] if isinstance(computed, Tensor) else computed)])
-            )
+            results.append(torch.cat([counts.flatten().clone() for counts in metric.metric_state.values()]))
         assert torch.equal(*results)
 
 
@@ -170,21 +172,113 @@ def test_reset_forgets():
     assert not metric.counts.any()
 
 
-def test_branches_are_compared_pixel_by_pixel():
-    mask = torch.tensor([[0, 0, 0, 1, 1, VOID]])
-    outputs = {
-        "top": torch.tensor([[0, 0, 1, 1, 0, 0]]),
-        "bottom": torch.tensor([[0, 1, 1, 1, 1, 1]]),
-        "ensemble": torch.tensor([[0, 0, 1, 0, 1, 0]]),
-    }
-    comparison = BranchComparison(2)
-    comparison.update(outputs, mask)
-    right, disagreeing = comparison.compute()
-    assert disagreeing.tolist() == [1, 1]
-    assert right.sum() == 5
-    assert [int(right[case]) for case in ((0, 1, 1, 1), (0, 1, 0, 1), (0, 0, 0, 0), (1, 1, 1, 0), (1, 0, 1, 1))] == [
-        1
-    ] * 5
+def by_hand(outputs: dict[str, Tensor], mask: Tensor, index: int) -> dict[str, float]:
+    """The shares of `branch_record` of one class, pixel by pixel."""
+    branches = [name for name in outputs if name != "ensemble"]
+    counts = Counter[str]()
+    for place in (mask == index).nonzero().tolist():
+        given = {name: int(labels[tuple(place)]) for name, labels in outputs.items()}
+        right = [name for name in branches if given[name] == index]
+        counts["pixels"] += 1
+        counts[f"only_{right[0]}" if len(right) == 1 else "neither" if not right else "several"] += 1
+        counts["saved"] += given["ensemble"] == index and len(right) <= 1
+        counts["lost"] += given["ensemble"] != index and len(right) >= 1
+        counts["disagree"] += len({given[name] for name in branches}) > 1
+    keys = [*(f"only_{name}" for name in branches), "neither", "saved", "lost", "disagree"]
+    return {"pixels": counts["pixels"], **{key: counts[key] / counts["pixels"] for key in keys}}
+
+
+@pytest.mark.parametrize("number", [2, 3, 9])
+def test_branches_are_compared_pixel_by_pixel(number):
+    labels, mask = draw(4, 3)
+    outputs = {name: draw(4, 4)[0].where(torch.rand(mask.shape) < 0.6, labels) for name in output_names(number)}
+    comparison = BranchComparison(4, branch_names(number))
+    for i in range(len(mask)):
+        comparison.update({name: each[i] for name, each in outputs.items()}, mask[i])
+    record = branch_record(*comparison.compute(), list("abcd"), comparison.branches)
+    assert list(record) == [*"abcd", "all"] and record["d"]["pixels"] == 0 and record["d"]["neither"] is None
+    for index, name in enumerate("abc"):
+        expected = by_hand(outputs, mask, index)
+        assert record[name] == pytest.approx(expected) and list(record[name]) == list(expected)
+    assert branch_table(record).row_count == 5
+
+
+# -- the evaluator
+
+
+class Agreement(SegmentationMetric):
+    """A metric of a user: the share of right labels, over all and per class."""
+
+    def __init__(self, num_classes: int, scale: float = 1.0) -> None:
+        super().__init__(num_classes)
+        self.scale = scale
+        self.add_state("counts", torch.zeros(2, num_classes), dist_reduce_fx="sum")
+
+    def update(self, labels: Tensor, mask: Tensor) -> None:
+        for index in range(self.num_classes):
+            self.counts[0, index] += ((mask == index) & (labels == index)).sum()
+            self.counts[1, index] += (mask == index).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"agreement": self.scale * self.counts[0].sum() / self.counts[1].sum(),
+                "class_agreement": self.counts[0] / self.counts[1]}  # fmt: skip
+
+
+def test_evaluators_of_parts_merge_into_the_whole():
+    mask = draw(4, 3)[1]
+    outputs = {name: draw(4, 4)[0] for name in output_names(2)}
+    whole, *parts = (Evaluator(list("abcd"), outputs, [BoundaryIoU, Agreement]) for _ in range(3))
+    whole.update(outputs, mask)
+    for part, rows in zip(parts, (slice(0, 1), slice(1, 4)), strict=True):
+        part.update({name: labels[rows] for name, labels in outputs.items()}, mask[rows])
+    parts[0].merge(parts[1])
+    assert parts[0].num_images() == whole.num_images() == 4
+    figures = [{name: scores.to_dict() for name, scores in each.compute().items()} for each in (whole, parts[0])]
+    assert figures[0] == figures[1] and list(figures[0]) == ["top", "bottom", "ensemble"]
+    top = figures[0]["top"]
+    assert top["agreement"] == pytest.approx(top["pixel_accuracy"]) and top["class_agreement_per_class"]["d"] is None
+    assert top["boundary_miou"] != figures[0]["bottom"]["boundary_miou"]
+    whole.reset()
+    assert whole.num_images() == 0 and not whole.compute()["top"].counts.any()
+
+
+@pytest.mark.parametrize(("figures", "message"), [
+    (torch.tensor(0.5), "expected a dict"),
+    ({"Dice": torch.tensor(0.5)}, "lower case"),
+    ({"miou": torch.tensor(0.5)}, "taken"),
+    ({"iou": torch.zeros(4)}, "taken"),
+    ({"protocol": torch.tensor(0.5)}, "taken"),
+    ({"dice": 0.5}, "got float"),
+    ({"dice": torch.zeros(3)}, r"got shape \(3,\), expected .*\(4,\)"),
+    ({"dice": torch.tensor(50.0)}, "got 50, expected shares from -1 to 1"),
+])  # fmt: skip
+def test_figures_that_tables_cannot_show_are_refused(figures, message, monkeypatch):
+    monkeypatch.setattr(Agreement, "compute", lambda self: figures)
+    evaluator = Evaluator(list("abcd"), ["network"], [Agreement])
+    labels, mask = draw(4, 3)
+    evaluator.update({"network": labels}, mask)
+    with pytest.raises(CrosscoopError, match=rf"(?s)^metrics: Agreement\.compute\(\).*{message}"):
+        evaluator.compute()
+
+
+def test_figures_of_one_name_are_refused():
+    evaluator = Evaluator(list("abcd"), ["network"], [Agreement, Agreement])
+    labels, mask = draw(4, 3)
+    evaluator.update({"network": labels}, mask)
+    with pytest.raises(CrosscoopError, match="'agreement', a name that is taken"):
+        evaluator.compute()
+
+
+# -- the outputs' names
+
+
+def test_main_output_and_branches():
+    assert [output_names(n)[:-1] or ["network"] for n in (1, 2, 4)] == [branch_names(n) for n in (1, 2, 4)]
+    assert main_output(["ensemble", "top", "bottom"]) == "ensemble"
+    assert main_output(["network"]) == "network" and main_output(["bottom"]) == "bottom"
+    assert branches_of(["ensemble", "top"]) == ["top"]
+    assert branch_shares(branch_names(2))["neither"] == "neither right"
+    assert branch_shares(branch_names(3))["neither"] == "none right"
 
 
 # -- boundary IoU
@@ -196,7 +290,7 @@ def test_boundary_iou_of_shifted_squares():
     mask[0, 3:7, 3:7], labels[0, 3:7, 4:8] = 1, 1
     metric = BoundaryIoU(3)
     metric.update(labels, mask)
-    intersection, union = metric.compute().tolist()
+    intersection, union = metric.counts.tolist()
     assert (intersection[1], union[1], union[2]) == (6, 18, 0)
     figures = Scores(torch.zeros(3, 4), ["ground", "square", "absent"], metric.compute()).to_dict()
     assert figures["boundary_iou_per_class"]["square"] == pytest.approx(1 / 3)
@@ -209,6 +303,6 @@ def test_boundary_iou_leaves_void_and_the_inside_out():
     labels[0, :, 15:], labels[0, 8:12, 6:9] = 1, 1  # wrong under void, and deep inside, where no true outline is
     metric = BoundaryIoU(2)
     metric.update(mask.clamp(max=1), mask)
-    assert metric.compute()[0].equal(metric.compute()[1]), "a prediction under void counted"
+    assert metric.counts[0].equal(metric.counts[1]), "a prediction under void counted"
     metric.update(labels, mask)
-    assert metric.compute()[1, 1] == 4 * 3 - 2
+    assert metric.counts[1, 1] == 4 * 3 - 2

@@ -216,7 +216,7 @@ def test_confusion_and_branches_equal_those_of_the_runs(runs, page):
     assert cells == [[f"{share:.0f}" if share >= 0.5 else "" for share in row] for row in shares]
     branches = read_json(runs[0] / "branches.json")
     rows = {row[0][0]: [a.get("data-value") for _, a in row[2:]] for row in page.table("branches")}
-    keys = ("only_top", "only_bottom", "neither", "disagree", "saved", "lost")
+    keys = ("only_top", "only_bottom", "neither", "saved", "lost", "disagree")
     for name, figures in branches.items():
         shown = rows["all classes" if name == "all" else name]
         assert shown == ["" if figures[key] is None else str(figures[key]) for key in keys]

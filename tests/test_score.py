@@ -163,7 +163,7 @@ def test_voc_equals_a_count_by_hand(voc: Path) -> None:
 def test_boundary_iou_by_option(voc: Path) -> None:
     folder = voc.parent / "labels"
     assert "boundary_miou" not in scored(folder, *data("PascalVOC", voc))
-    assert 0 < scored(folder, *data("PascalVOC", voc), "--boundary")["boundary_miou"] < 1
+    assert 0 < scored(folder, *data("PascalVOC", voc), "--metrics+=BoundaryIoU")["boundary_miou"] < 1
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in shared/data")

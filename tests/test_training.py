@@ -154,7 +154,7 @@ def test_options_beat_what_the_checkpoint_remembers(run):
     crosscoop("test", "--run", run, NO_PICTURES)
     whole, region = read_counts(run), [sample.mask()[8:24, 24:40] for sample in STREETS.samples("test")]
     assert "boundary_miou" not in read_metrics(run)
-    crosscoop("test", "--run", run, "--data.center_crop 16 --model.boundary_iou true --network.fusion average")
+    crosscoop("test", "--run", run, "--data.center_crop 16 --model.metrics+=BoundaryIoU --network.fusion average")
     metrics, counts = read_metrics(run), read_counts(run)
     assert metrics["protocol"]["evaluation"] == "centre crop 16 at their own size"
     assert counts["top"].sum() == sum((mask < 255).sum() for mask in region) < whole["top"].sum()

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crosscoop.ablation.summary import Figures, Row, Summary
+from crosscoop.evaluation.records import in_words
 
 
 def plot_outputs(summary: Summary, caption: str, path: Path) -> None:
@@ -34,19 +35,20 @@ def plot_outputs(summary: Summary, caption: str, path: Path) -> None:
     figure.savefig(path, dpi=120, format="png")
 
 
-def plot_classes(summary: Summary, caption: str, path: Path) -> None:
-    """A field per row and class: the difference to the first baseline, in brackets where the seeds differ in its sign.
+def plot_classes(summary: Summary, caption: str, path: Path, figure_name: str = "iou") -> None:
+    """Draw a field per row and class: the difference to the first baseline, in brackets where seeds differ in its sign.
 
-    Without a baseline, or with that alone, the IoU itself.
+    Without a baseline, or with that alone, the figure itself, which is IoU by default.
     """
-    rows = [row for row in summary.rows if row.classes]
+    names = summary.classes_with(figure_name)
+    rows = [row for row in summary.rows if row.classes.get(figure_name)]
     baseline = next((row for row in summary.baselines[:1] if set(row.own.values) & _seeds(rows, row)), None)
     rows = [row for row in rows if row is not baseline]
-    figures = [[_compared(row, baseline, name) for name in summary.classes] for row in rows]
+    figures = [[_compared(row, baseline, figure_name, name) for name in names] for row in rows]
     means = np.array([[100 * each.mean if each.mean is not None else np.nan for each in line] for line in figures])
     reach = max(np.nanmax(np.abs(means)), 1e-9)
     low, high, colours = (-reach, reach, "RdBu") if baseline else (0, 100, "Blues")
-    figure, axes = _figure(summary, caption, 3 + 0.75 * len(summary.classes), 1.8 + 0.4 * len(rows))
+    figure, axes = _figure(summary, caption, 3 + 0.75 * len(names), 1.8 + 0.4 * len(rows))
     axes.imshow(means, aspect="auto", cmap=colours, vmin=low, vmax=high)
     for (i, j), mean in np.ndenumerate(means):
         if not np.isnan(mean):
@@ -55,20 +57,20 @@ def plot_classes(summary: Summary, caption: str, path: Path) -> None:
             text = f"({text})" if baseline and min(values) < 0 < max(values) else text
             colour = "white" if abs(mean) > 0.7 * high else "black"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(summary.classes)), summary.classes, rotation=40, ha="right")
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     what = f"difference to {baseline.name} in points; in brackets: the seeds differ in sign" if baseline else "per cent"
-    axes.set_xlabel(f"IoU by class, {what}")
+    axes.set_xlabel(f"{in_words(figure_name)} by class, {what}")
     figure.savefig(path, dpi=120, format="png")
 
 
 def plot_branches(summary: Summary, caption: str, path: Path) -> None:
-    """A bar per pair: the pixels that one branch alone names rightly, in the mean over seeds."""
+    """Draw a bar per row of several branches: the pixels on which one branch alone is right, in the mean over seeds."""
     rows = [row for row in summary.rows if row.branches]
     figure, axes = _figure(summary, caption, 8, 1.2 + 0.35 * len(rows))
     left = np.zeros(len(rows))
-    for name in ("top", "bottom"):
-        widths = np.array([100 * (row.branches[f"only_{name}"].mean or 0) for row in rows])
+    for name in summary.branches:
+        widths = np.array([100 * (row.branches.get(f"only_{name}", Figures()).mean or 0) for row in rows])
         axes.barh(range(len(rows)), widths, left=left, label=f"only {name} is right")
         left += widths
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
@@ -92,6 +94,6 @@ def _seeds(rows: list[Row], but: Row) -> set[int]:
     return {seed for row in rows if row is not but for seed in row.own.values}
 
 
-def _compared(row: Row, baseline: Row | None, name: str) -> Figures:
-    own = row.classes.get(name, Figures())
-    return own.minus(baseline.classes.get(name, Figures())) if baseline else own
+def _compared(row: Row, baseline: Row | None, figure_name: str, name: str) -> Figures:
+    own, other = (each.classes.get(figure_name, {}).get(name, Figures()) for each in (row, baseline or row))
+    return own.minus(other) if baseline else own

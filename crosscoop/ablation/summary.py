@@ -11,7 +11,9 @@ from scipy.stats import ttest_1samp
 from crosscoop.ablation.cell import tests
 from crosscoop.ablation.grid import Ablation
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.records import BRANCH_SHARES, describe
+from crosscoop.evaluation.metrics import SECONDARY
+from crosscoop.evaluation.records import branch_shares, compared_branches, describe, figures_of, per_class_of
+from crosscoop.network.outputs import branches_of, main_output
 
 
 @dataclass
@@ -52,10 +54,11 @@ class Row:
 
     Attributes:
         name: The row's name.
-        outputs: mIoU by output, the last one the row's own figure (the ensemble's, or the single network's).
-        classes: IoU by class of the row's own output.
-        gain: How much better the ensemble is than the better branch.
-        branches: How the two branches differ, as shares of all labelled pixels, by the keys of `BRANCH_SHARES`.
+        outputs: mIoU by output.
+        further: The figures of further metrics by name and output.
+        classes: The figures of the main output's single classes by name and class, IoU first.
+        gain: How much better the ensemble is than the best branch.
+        branches: How the branches differ, as shares of all labelled pixels, by the keys of `branch_shares`.
         seconds: Training time.
         protocols: How each seed's figures were measured.
         parameters: Parameters of the network.
@@ -64,7 +67,8 @@ class Row:
 
     name: str
     outputs: dict[str, Figures] = field(default_factory=dict)
-    classes: dict[str, Figures] = field(default_factory=dict)
+    further: dict[str, dict[str, Figures]] = field(default_factory=dict)
+    classes: dict[str, dict[str, Figures]] = field(default_factory=dict)
     gain: Figures = field(default_factory=Figures)
     branches: dict[str, Figures] = field(default_factory=dict)
     seconds: Figures = field(default_factory=Figures)
@@ -73,9 +77,14 @@ class Row:
     macs: int | None = None
 
     @property
+    def main(self) -> str | None:
+        """The output whose figures are the row's own: the ensemble, or the single network; None before any test."""
+        return main_output(self.outputs) if self.outputs else None
+
+    @property
     def own(self) -> Figures:
-        """The figures of the last output."""
-        return list(self.outputs.values())[-1] if self.outputs else Figures()
+        """MIoU of the main output."""
+        return self.outputs[self.main] if self.main else Figures()
 
 
 @dataclass
@@ -109,9 +118,28 @@ class Summary:
         return list(dict.fromkeys(name for row in self.rows for name in row.outputs))
 
     @property
+    def further(self) -> list[str]:
+        """The names of the figures of further metrics."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.further))
+
+    @property
+    def class_figures(self) -> list[str]:
+        """The names of the figures of single classes, IoU first."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.classes))
+
+    @property
+    def branches(self) -> list[str]:
+        """The names of all branches that are compared."""
+        return list(dict.fromkeys(name for row in self.rows for name in compared_branches(row.branches)))
+
+    @property
     def classes(self) -> list[str]:
         """The names of all classes."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.classes))
+        return self.classes_with("iou")
+
+    def classes_with(self, figure: str) -> list[str]:
+        """Return the names of the classes that have a figure."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.classes.get(figure, ())))
 
     def caption(self, what: str = "mIoU in per cent") -> str:
         """What is shown, its protocol, what is missing, and the configurations' digest."""
@@ -172,16 +200,21 @@ def _take_cost(record: Any, row: Row, seed: int) -> None:
 
 def _take_metrics(record: Any, row: Row, seed: int) -> None:
     row.protocols.append(describe(record["protocol"]))
-    for name, output in record["outputs"].items():
+    outputs = record["outputs"]
+    for name, output in outputs.items():
         row.outputs.setdefault(name, Figures()).values[seed] = float(output["miou"])
-    for name, iou in record["iou_per_class"].items():
-        if iou is not None:
-            row.classes.setdefault(name, Figures()).values[seed] = float(iou)
-    if len(record["outputs"]) > 1:
-        *branches, ensemble = (output["miou"] for output in record["outputs"].values())
-        row.gain.values[seed] = ensemble - max(branches)
+        for figure, value in figures_of(output).items():
+            if figure not in ("miou", "pixel_accuracy", *SECONDARY) and value is not None:
+                row.further.setdefault(figure, {}).setdefault(name, Figures()).values[seed] = float(value)
+    for figure, classes in per_class_of(record).items():
+        for name, value in classes.items():
+            if value is not None:
+                row.classes.setdefault(figure, {}).setdefault(name, Figures()).values[seed] = float(value)
+    if len(outputs) > 1:
+        best = max(outputs[name]["miou"] for name in branches_of(outputs))
+        row.gain.values[seed] = outputs[main_output(outputs)]["miou"] - best
 
 
 def _take_branches(record: Any, row: Row, seed: int) -> None:
-    for name in BRANCH_SHARES:
+    for name in branch_shares(compared_branches(record["all"])):
         row.branches.setdefault(name, Figures()).values[seed] = float(record["all"][name])

@@ -4,13 +4,14 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from crosscoop.ablation.grid import slug
 from crosscoop.ablation.plots import plot_branches, plot_classes, plot_outputs
 from crosscoop.ablation.summary import Figures, Row, Summary
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.records import BRANCH_SHARES
+from crosscoop.evaluation.records import branch_shares, in_words
 from crosscoop.files import replacing
 
 Table = list[list[str]]
@@ -53,8 +54,10 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
     if paper is not by_row:
         kinds.append(("paper", paper, None, None, MIOU))
     kinds.append(("table", by_row, values, plot_outputs, MIOU + NOTES))
-    if summary.classes:
-        kinds.append(("classes", by_class, class_values, plot_classes, "IoU in per cent"))
+    for figure in summary.class_figures:
+        stem, what = "classes" if figure == "iou" else f"classes_{figure}", f"{in_words(figure)} in per cent"
+        layouts = partial(by_class, figure=figure), partial(class_values, figure=figure)
+        kinds.append((stem, *layouts, partial(plot_classes, figure_name=figure), what))
     if any(row.branches for row in summary.rows):
         kinds.append(("branches", by_branch, branch_values, plot_branches, SHARES))
     files: list[Path] = []
@@ -75,18 +78,20 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
 
 def by_row(summary: Summary) -> Table:
     """A line per row: every output, the difference to the baseline, and the costs."""
-    branches = [name for name in summary.outputs if name not in ("network", "ensemble")]
+    branches = list(dict.fromkeys(name for row in summary.rows for name in row.outputs if name != row.main))
     heading = ["", *branches, "ensemble or single network"]
     for baseline in summary.baselines:
         heading += [f"difference to {baseline.name}", "p"]
-    table = [[*heading, "gain of the ensemble", "branches disagree", "parameters", "MACs", "training"]]
+    further = [in_words(name) for name in summary.further]
+    table = [[*heading, "gain of the ensemble", *further, "branches disagree", "parameters", "MACs", "training"]]
     for row in summary.rows:
         cells = [row.name, *(shown(summary, row.outputs.get(name)) for name in branches), shown(summary, row.own)]
         for baseline in summary.baselines:
             difference = row.own.minus(baseline.own) if row is not baseline else Figures()
             cells += [shown(summary, difference, signed=True), p_value(difference)]
-        cells += [shown(summary, row.gain, signed=True), shown(summary, row.branches.get("disagree")), *_costs(row)]
-        table.append(cells)
+        others = [row.further.get(name, {}).get(row.main or "") for name in summary.further]
+        cells += [shown(summary, row.gain, signed=True), *(shown(summary, other) for other in others)]
+        table.append([*cells, shown(summary, row.branches.get("disagree")), *_costs(row)])
     return table
 
 
@@ -119,17 +124,20 @@ def by_connection(summary: Summary) -> Table:
     return table
 
 
-def by_class(summary: Summary) -> Table:
-    """A line per row: the IoU of each class, of the ensemble or the single network."""
-    lines = [[row.name, *(shown(summary, row.classes.get(name)) for name in summary.classes)] for row in summary.rows]
-    return [["", *summary.classes], *lines]
+def by_class(summary: Summary, figure: str = "iou") -> Table:
+    """Return a line per row: a figure of each class, of the ensemble or the single network."""
+    names = summary.classes_with(figure)
+    lines = [
+        [row.name, *(shown(summary, row.classes.get(figure, {}).get(name)) for name in names)] for row in summary.rows
+    ]
+    return [["", *names], *lines]
 
 
 def by_branch(summary: Summary) -> Table:
-    """A line per pair: where the branches differ, and what the ensemble makes of it, in per cent of the pixels."""
-    rows = [row for row in summary.rows if row.branches]
-    lines = [[row.name, *(shown(summary, row.branches.get(key)) for key in BRANCH_SHARES)] for row in rows]
-    return [["", *BRANCH_SHARES.values()], *lines]
+    """Return a line per row of several branches: where they differ, what the ensemble makes of it, in per cent."""
+    rows, shares = [row for row in summary.rows if row.branches], branch_shares(summary.branches)
+    lines = [[row.name, *(shown(summary, row.branches.get(key)) for key in shares)] for row in rows]
+    return [["", *shares.values()], *lines]
 
 
 LAYOUTS = {"summary": by_row, "outputs": by_output, "connections": by_connection}
@@ -165,34 +173,37 @@ def latex(table: Table, title: str, caption: str) -> str:
 
 
 def values(summary: Summary) -> Lines:
-    """Every value, a line per row, seed and output, with nothing in it where it is missing: for other programs."""
-    yield "row", "seed", "output", "miou", "gain", "disagreement", "parameters", "macs", "seconds"
+    """Yield every value, a line per row, seed and output, with nothing where it is missing: for other programs."""
+    costs = ("gain", "disagreement", "parameters", "macs", "seconds")
+    yield "row", "seed", "output", "miou", *costs, *summary.further
     for row in summary.rows:
         for seed in summary.ablation.seeds:
             if seed not in row.own.values:
-                yield row.name, seed, *[""] * 7
+                yield row.name, seed, *[""] * (2 + len(costs) + len(summary.further))
         for name, figures in row.outputs.items():
+            further = [row.further.get(figure, {}).get(name, Figures()) for figure in summary.further]
             for seed, value in figures.values.items():
                 others = [each.values.get(seed, "") for each in (row.gain, row.branches.get("disagree", Figures()))]
-                costs = [row.parameters or "", row.macs or "", row.seconds.values.get(seed, "")]
-                yield row.name, seed, name, value, *others, *costs
+                others += [row.parameters or "", row.macs or "", row.seconds.values.get(seed, "")]
+                yield row.name, seed, name, value, *others, *(each.values.get(seed, "") for each in further)
 
 
-def class_values(summary: Summary) -> Lines:
-    """The IoU of every class, a line per row, seed and class."""
-    yield "row", "seed", "class", "iou"
+def class_values(summary: Summary, figure: str = "iou") -> Lines:
+    """Yield a figure of every class, a line per row, seed and class."""
+    yield "row", "seed", "class", figure
     for row in summary.rows:
-        for name, figures in row.classes.items():
+        for name, figures in row.classes.get(figure, {}).items():
             for seed, value in figures.values.items():
                 yield row.name, seed, name, value
 
 
 def branch_values(summary: Summary) -> Lines:
-    """How the branches differ, a line per row and seed."""
-    yield "row", "seed", *BRANCH_SHARES
+    """Yield how the branches differ, a line per row and seed, with nothing for branches that a row does not have."""
+    shares = branch_shares(summary.branches)
+    yield "row", "seed", *shares
     for row in summary.rows:
         for seed in row.branches["disagree"].values if row.branches else ():
-            yield row.name, seed, *(row.branches[key].values[seed] for key in BRANCH_SHARES)
+            yield row.name, seed, *(row.branches.get(key, Figures()).values.get(seed, "") for key in shares)
 
 
 def comma_separated(lines: Lines) -> str:

@@ -120,7 +120,7 @@ def to_int8(path: Path, about: About, images: Images) -> bool:
         measured = compare([path, quantized], images.comparison, about.class_names)
         sizes = [file.stat().st_size for file in (path, quantized)]
         named = dict(zip(("float", "int8"), measured, strict=True))
-        Console().print(to_table(named, sizes, about.class_names, images.protocol))
+        Console().print(to_table(named, sizes, images.protocol))
         shutil.copyfile(quantized, path)
     return mean(measured[1].equal) >= EQUAL
 

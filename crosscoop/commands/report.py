@@ -16,7 +16,7 @@ def report(
 ) -> None:
     """Write one HTML page about one or more runs, to look at and to send on: it needs no other file and no network.
 
-    It shows settings, curves, figures per class with the differences from the first run, what top and bottom do
+    It shows settings, curves, figures per class with the differences from the first run, what the branches do
     differently, confusion matrices, and the images on which the runs (or, of a single run, its branches) differ most.
     Run `crosscoop test` before: it measures what is shown here.
 

@@ -1,12 +1,12 @@
 """`crosscoop score`: the figures of label files that any tool wrote."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from crosscoop.data import Cityscapes, Sample, SegmentationData
 from crosscoop.data.dataset import Array
@@ -14,11 +14,15 @@ from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN
 from crosscoop.data.images import read_mask
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.boundary import BoundaryIoU
+from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line has by name)
+from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.label_files import check_size, each_prediction
-from crosscoop.evaluation.metrics import Scores, count_pairs
+from crosscoop.evaluation.metrics import MetricFactory
 from crosscoop.evaluation.records import to_record, to_table
 from crosscoop.files import write_json
+
+OUTPUT = "predictions"
+"""What the label files are called as an output."""
 
 
 def score(
@@ -26,7 +30,7 @@ def score(
     data: SegmentationData,
     split: str | None = None,
     label_ids: bool = False,
-    boundary: bool = False,
+    metrics: Sequence[MetricFactory] = (),
     output: str | None = None,
 ) -> dict[str, Any]:
     """Score label PNGs that any tool wrote, as crosscoop test scores a network.
@@ -47,7 +51,8 @@ def score(
         split: The split that they belong to; by default the data set's test_split, as for crosscoop test.
         label_ids: Whether the values are Cityscapes' labelIds, as its server takes them, instead of class indices
             (trainIds). Ids outside the 19 classes stand for no class.
-        boundary: Measure boundary IoU as well, as with --model.boundary_iou true; it takes much longer.
+        metrics: What to measure beside the confusion matrix's figures, as --model.metrics in crosscoop test:
+            --metrics+=BoundaryIoU, which takes much longer, or your own `crosscoop.SegmentationMetric`.
         output: The file for the figures, or its folder; by default metrics.json in the folder of the PNGs.
 
     Returns:
@@ -63,31 +68,31 @@ def score(
     data.prepare_data()
     samples, num_classes = data.evaluation_set(split).samples, dataset.num_classes
 
-    def count(sample: Sample, file: Path) -> tuple[Tensor, Tensor]:
+    def measure(sample: Sample, file: Path) -> Evaluator:
         lookup = LABEL_TO_TRAIN if label_ids else None
         labels, mask = read_mask(file, num_classes, lookup, dataset.legend), evaluated_mask(sample, data)
         check_size(file, labels, mask.shape)
-        pair, near = (torch.from_numpy(labels), torch.from_numpy(mask)), BoundaryIoU(num_classes)
-        if boundary:
-            near.update(pair[0][None], pair[1][None])
-        return count_pairs(*pair, num_classes), near.counts
+        evaluator = Evaluator(dataset.class_names, [OUTPUT], metrics)
+        evaluator.update({OUTPUT: torch.from_numpy(labels)[None]}, torch.from_numpy(mask)[None])
+        return evaluator
 
     remedy = ""
     if data.resize or data.center_crop:
         remedy += " Sizes follow data.resize and data.center_crop; null in both scores whole images."
     if isinstance(dataset, Cityscapes) and not label_ids:
         remedy += " Are the values labelIds? Then add --label-ids."
-    counts, outlines = torch.zeros(num_classes, num_classes + 1).long(), torch.zeros(2, num_classes).long()
-    for pairs, near in each_prediction(folder, samples, count, "Scoring", remedy):
-        counts, outlines = counts + pairs, outlines + near
-    if not counts.any():
+    evaluators = each_prediction(folder, samples, measure, "Scoring", remedy)
+    evaluator = next(evaluators)
+    for other in evaluators:
+        evaluator.merge(other)
+    scores = evaluator.compute()
+    if not scores[OUTPUT].true.any():
         raise CrosscoopError(
             f"{type(dataset).__name__} {split}: got no label, expected a split with masks. Give --split."
         )
 
-    scores = Scores(counts, dataset.class_names, outlines if boundary else None)
     protocol = {**data.protocol(split, len(samples)), "inference": "label files"}
-    record = {**to_record("score", {"predictions": scores}, protocol), "predictions": str(folder)}
+    record = {**to_record("score", scores, protocol), "predictions": str(folder)}
     Console().print(to_table(record))
     try:
         write_json(path, record)

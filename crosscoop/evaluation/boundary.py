@@ -4,40 +4,36 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from crosscoop.data.dataset import VOID, Array
+from crosscoop.evaluation.metrics import SegmentationMetric
 
 
-class BoundaryIoU(Metric):
-    """Counts intersection and union per class of the pixels near the true and the predicted outlines.
+class BoundaryIoU(SegmentationMetric):
+    """IoU per class of the pixels near the true and the predicted outlines; it takes longer than all other metrics.
 
     Args:
         num_classes: The number of classes; true values below 0 or from there on count nowhere.
         width: How near, as a share of the image's diagonal; the paper's 0.02.
     """
 
-    full_state_update = False
     counts: Tensor
 
     def __init__(self, num_classes: int, width: float = 0.02) -> None:
-        super().__init__()
-        self.num_classes, self.width = num_classes, width
+        super().__init__(num_classes)
+        self.width = width
         self.add_state("counts", torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, mask: Tensor) -> None:
-        """Count.
-
-        Args:
-            labels: `(N, H, W)` predicted class indices.
-            mask: `(N, H, W)` true class indices.
-        """
+        """Count intersection `counts[0]` and union `counts[1]` of each class in pixels."""
         for predicted, true in zip(labels.cpu().numpy(), mask.cpu().numpy(), strict=True):
             self.counts += torch.from_numpy(self._count(predicted, true)).to(self.counts.device)
 
-    def compute(self) -> Tensor:
-        """Intersection and union `(2, num_classes)` in pixels, summed over ranks."""
-        return self.counts
+    def compute(self) -> dict[str, Tensor]:
+        """Return `boundary_miou` over the present classes, and `boundary_iou` per class."""
+        intersection, union = self.counts.cpu().double()
+        ious = intersection / union
+        return {"boundary_miou": ious.nanmean(), "boundary_iou": ious}
 
     def _count(self, labels: Array, mask: Array) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         counts = np.zeros((2, self.num_classes), np.int64)

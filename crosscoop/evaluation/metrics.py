@@ -1,12 +1,21 @@
-"""Figures of semantic segmentation, all from one confusion matrix over a whole data set."""
+"""Metrics of semantic segmentation over a whole split: the confusion matrix, and the contract of further ones."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from crosscoop.network.outputs import ENSEMBLE
+
+SECONDARY = ("mean_class_accuracy", "frequency_weighted_iou")
+"""Figures over all classes that stand in records and tables only."""
+
+PER_CLASS = "_per_class"
+"""How the keys of figures of the single classes end in records."""
 
 
 class ConfusionMatrix(Metric):
@@ -42,45 +51,94 @@ class ConfusionMatrix(Metric):
         return self.counts
 
 
+class SegmentationMetric(Metric, ABC):
+    """The contract of a metric beside the confusion matrix: one instance measures one output over a split.
+
+    A metric of your own is a subclass whose constructor takes `num_classes` first; further arguments come from
+    `init_args` in YAML. It keeps what it counts in torchmetrics' states (`self.add_state(name, zeros,
+    dist_reduce_fx="sum")`), so that it is exact over any number of ranks.
+
+    Args:
+        num_classes: The number of classes.
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def update(self, labels: Tensor, mask: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            labels: `(N, H, W)` predicted class indices; in files other values may occur, which are always wrong.
+            mask: `(N, H, W)` true class indices; other values, such as 255, are void and count nowhere.
+        """
+
+    @abstractmethod
+    def compute(self) -> dict[str, Tensor]:
+        """Return the figures by name, in lower case with underscores.
+
+        Each is one number, or one per class `(num_classes,)`: a share from -1 to 1, the higher the better, nan where
+        there is nothing to measure. Tables show it in per cent.
+        """
+
+
+MetricFactory = Callable[[int], SegmentationMetric]
+"""Makes a metric from the number of classes."""
+
+
 class BranchComparison(Metric):
-    """Counts how the branches and their ensemble differ, pixel by pixel: the paper's very subject.
+    """Counts how the branches and their ensemble differ, pixel by pixel: the question the paper studies.
 
     Args:
         num_classes: The number of classes; true values from there on count nowhere.
+        branches: The names of two or more branches. The counts grow with their number, not with its power of two.
     """
 
     full_state_update = False
     right: Tensor
     disagreeing: Tensor
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, branches: Sequence[str]) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.add_state("right", torch.zeros(num_classes, 2, 2, 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.num_classes, self.branches = num_classes, list(branches)
+        self.cases = len(branches) + 2
+        zeros = torch.zeros(num_classes, self.cases, 2, dtype=torch.int64)
+        self.add_state("right", zeros, dist_reduce_fx="sum")
         self.add_state("disagreeing", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, outputs: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Count.
+        """Count a batch.
 
         Args:
-            outputs: Labels `(N, H, W)` of `top`, `bottom` and `ensemble`.
+            outputs: Labels `(N, H, W)` of the branches and of `ensemble`.
             mask: `(N, H, W)` true class indices.
         """
-        case = rows_of(mask, self.num_classes)
-        for name in ("top", "bottom", "ensemble"):
-            case = case * 2 + (outputs[name] == mask)
-        case = case * 2 + (outputs["top"] != outputs["bottom"])
-        counts = torch.bincount(case.flatten(), minlength=(self.num_classes + 2) * 16)
-        labelled = counts.view(self.num_classes + 2, 2, 2, 2, 2)[1:-1]
+        first, *others = (outputs[name] for name in self.branches)
+        number = (first == mask).byte()  # of the branches that are right
+        alone, differ = number.clone(), torch.zeros_like(number)
+        for place, labels in enumerate(others, 2):
+            right = (labels == mask).byte()
+            number += right
+            alone.add_(right, alpha=place)
+            differ |= labels != first
+        case = rows_of(mask, self.num_classes).mul_(self.cases).add_(alone.where(number < 2, self.cases - 1))
+        case.mul_(2).add_(outputs[ENSEMBLE] == mask).mul_(2).add_(differ)
+        counts = torch.bincount(case.flatten(), minlength=(self.num_classes + 2) * self.cases * 4)
+        labelled = counts.view(self.num_classes + 2, self.cases, 2, 2)[1:-1]
         self.right += labelled.sum(-1)
-        self.disagreeing += labelled[..., 1].sum((1, 2, 3))
+        self.disagreeing += labelled[..., 1].sum((1, 2))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """The counts, summed over ranks.
+        """Return the counts, summed over ranks.
 
         Returns:
-            Pixels `(num_classes, 2, 2, 2)` by true class and whether top, bottom, ensemble are right; and pixels
-            `(num_classes,)` on which top and bottom disagree.
+            Pixels `(num_classes, branches + 2, 2)` by true class, by the branch that alone is right (first none, then
+            each branch, last several), and by whether the ensemble is right; and pixels `(num_classes,)` to which the
+            branches do not all give the same class.
         """
         return self.right, self.disagreeing
 
@@ -107,12 +165,12 @@ class Scores:
     Attributes:
         counts: Confusion matrix `(num_classes, num_classes + 1)` on the CPU, see `ConfusionMatrix`.
         class_names: One name per class.
-        boundary: Intersection and union `(2, num_classes)` near the outlines, see `BoundaryIoU`, if they were counted.
+        further: What further metrics give, on the CPU, see `SegmentationMetric`.
     """
 
     counts: Tensor
     class_names: Sequence[str]
-    boundary: Tensor | None = None
+    further: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def hits(self) -> Tensor:
@@ -155,30 +213,38 @@ class Scores:
         """Classes left out of the mean because neither masks nor predictions hold them."""
         return [name for name, iou in zip(self.class_names, self.iou, strict=True) if iou.isnan()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as plain values; None where there is none."""
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """Each figure over all classes by name; None where there is none."""
         figures = {
             "miou": self.miou,
             "pixel_accuracy": self.pixel_accuracy,
             "mean_class_accuracy": self.mean_class_accuracy,
             "frequency_weighted_iou": self.frequency_weighted_iou,
+            **{name: float(figure) for name, figure in self.further.items() if figure.ndim == 0},
         }
+        return {name: number(figure) for name, figure in figures.items()}
+
+    @property
+    def headline(self) -> dict[str, float | None]:
+        """Those `figures` that loggers and the history follow."""
+        return {name: figure for name, figure in self.figures.items() if name not in SECONDARY}
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float | None]]:
+        """Each figure of the single classes by name, and by class; None where there is none."""
+        figures = {"iou": self.iou, **{name: figure for name, figure in self.further.items() if figure.ndim}}
         return {
-            **{name: number(figure) for name, figure in figures.items()},
-            "iou_per_class": dict(zip(self.class_names, map(number, self.iou.tolist()), strict=True)),
-            "absent_classes": self.absent,
-            **self._boundary_figures(),
+            name: dict(zip(self.class_names, map(number, figure.tolist()), strict=True))
+            for name, figure in figures.items()
         }
 
-    def _boundary_figures(self) -> dict[str, Any]:
-        if self.boundary is None:
-            return {}
-        intersection, union = self.boundary.double()
-        ious = intersection / union
-        per_class = dict(zip(self.class_names, map(number, ious.tolist()), strict=True))
-        return {"boundary_miou": number(float(ious.nanmean())), "boundary_iou_per_class": per_class}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values; those of the classes end in `_per_class`."""
+        per_class = {f"{name}{PER_CLASS}": figures for name, figures in self.per_class.items()}
+        return {**self.figures, **per_class, "absent_classes": self.absent}
 
 
 def number(figure: float) -> float | None:
-    """A figure, or None for nan, which JSON has not."""
+    """Return a figure, or None for nan, which JSON cannot represent."""
     return None if figure != figure else figure

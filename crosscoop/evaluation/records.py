@@ -1,26 +1,28 @@
 """Results as people print them and programs read them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from torch import Tensor
 
-from crosscoop.evaluation.metrics import Scores
+from crosscoop.evaluation.metrics import PER_CLASS, Scores
+from crosscoop.network.outputs import main_output
 
 
 def to_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What `metrics.json` holds: the last output's figures (the ensemble's) on top, each output's below.
+    """Return what `metrics.json` holds: the main output's figures (the ensemble's) on top, each output's below.
 
     Args:
-        stage: What was run: fit, validate or test.
-        scores: The scores by output name, the ensemble last.
+        stage: What was run: fit, validate, test or score.
+        scores: The scores by output name.
         protocol: How they were measured.
     """
     outputs = {name: score.to_dict() for name, score in scores.items()}
     return {
         "stage": stage,
-        **list(outputs.values())[-1],
+        **outputs[main_output(outputs)],
         "num_images": protocol["num_images"],
         "protocol": dict(protocol),
         "outputs": outputs,
@@ -28,7 +30,7 @@ def to_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, A
 
 
 def confusion_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What `confusion.json` holds: per output the pixels by true class (row) and predicted class (column).
+    """Return what `confusion.json` holds: per output the pixels by true class (row) and predicted class (column).
 
     Args:
         stage: What was run: validate or test.
@@ -41,7 +43,7 @@ def confusion_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping
 
 
 def describe(protocol: Mapping[str, Any]) -> str:
-    """A protocol in words, to stand beside every figure."""
+    """Return a protocol in words, to stand beside every figure."""
     official = protocol["official_num_images"]
     count = f"{protocol['num_images']} images"
     if official not in (None, protocol["num_images"]):
@@ -49,50 +51,59 @@ def describe(protocol: Mapping[str, Any]) -> str:
     return f"{protocol['dataset']} {protocol['split']}, {count}, {protocol['evaluation']}, {protocol['inference']}"
 
 
+def figures_of(output: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the figures over all classes in a record of an output, the built-in ones first."""
+    return {key: value for key, value in output.items() if value is None or isinstance(value, (int, float))}
+
+
+def per_class_of(output: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Return the figures of the single classes in a record of an output, by name and class, IoU first."""
+    return {key.removesuffix(PER_CLASS): value for key, value in output.items() if key.endswith(PER_CLASS)}
+
+
+def in_words(figure: str) -> str:
+    """Return the name of a figure as tables show it."""
+    return re.sub(r"\b(m?)iou\b", r"\1IoU", figure.replace("_", " "))
+
+
 def to_table(record: Mapping[str, Any]) -> Table:
-    """IoU per class and mIoU of every output in per cent, with the protocol below."""
-    outputs = record["outputs"]
+    """Return the figures of every output in per cent, with the protocol below."""
+    outputs: Mapping[str, Mapping[str, Any]] = record["outputs"]
+    main = outputs[main_output(outputs)]
     caption = f"{describe(record['protocol'])}; in per cent"
     if record["absent_classes"]:
         caption += f"; absent and left out of the mean: {', '.join(record['absent_classes'])}"
     table = Table("class", caption=caption, title=f"crosscoop {record['stage']}")
     for name in outputs:
         table.add_column(name, justify="right")
-    for class_name in record["iou_per_class"]:
-        table.add_row(class_name, *(percent(o["iou_per_class"][class_name]) for o in outputs.values()))
+    iou, *further = per_class_of(main)
+    for figure in (iou, *further):
+        if figure in further:
+            table.add_section()
+            table.add_row(in_words(figure), style="bold")
+        for class_name in main[figure + PER_CLASS]:
+            table.add_row(class_name, *(percent(output[figure + PER_CLASS][class_name]) for output in outputs.values()))
     table.add_section()
-    table.add_row("mIoU", *(percent(output["miou"]) for output in outputs.values()), style="bold")
-    if "boundary_miou" in record:
-        table.add_row("boundary mIoU", *(percent(output["boundary_miou"]) for output in outputs.values()))
-    for key in ("pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou"):
-        table.add_row(
-            key.replace("_", " ").replace("iou", "IoU"), *(percent(output[key]) for output in outputs.values())
-        )
+    for figure in figures_of(main):
+        values = (percent(output[figure]) for output in outputs.values())
+        table.add_row(in_words(figure), *values, style="bold" if figure == "miou" else None)
     return table
 
 
-BRANCH_SHARES = {
-    "only_top": "only top right",
-    "only_bottom": "only bottom right",
-    "neither": "neither right",
-    "saved": "ensemble saves",
-    "lost": "ensemble loses",
-    "disagree": "disagree",
-}
-"""The shares of `branch_record` in words."""
+def branch_record(
+    right: Tensor, disagreeing: Tensor, class_names: Sequence[str], branches: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the branches do differently, per class and over all, as shares of the labelled pixels.
 
-
-def branch_record(right: Tensor, disagreeing: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
-    """What the branches do differently, per class and over all, as shares of the labelled pixels.
-
-    `only_top` and `only_bottom`: just that branch is right. `saved`: the ensemble is right where at most
-    one branch is; `lost`: it is wrong where at least one branch is right. `disagree`: the branches name
-    different classes.
+    `only_NAME`: just that branch is right. `neither`: none is; at least one is right on all other pixels. `saved`: the
+    ensemble is right where at most one branch is; `lost`: it is wrong where at least one branch is right. `disagree`:
+    the branches do not all give the same class.
 
     Args:
-        right: Pixels `(num_classes, 2, 2, 2)`, see `BranchComparison`.
+        right: Pixels `(num_classes, branches + 2, 2)`, see `BranchComparison`.
         disagreeing: Pixels `(num_classes,)`, see `BranchComparison`.
         class_names: One name per class.
+        branches: The branches' names.
     """
     rows = {}
     for name, case, differ in [
@@ -101,29 +112,52 @@ def branch_record(right: Tensor, disagreeing: Tensor, class_names: Sequence[str]
     ]:
         total = int(case.sum())
         pixels = {
-            "only_top": case[1, 0].sum(),
-            "only_bottom": case[0, 1].sum(),
-            "neither": case[0, 0].sum(),
-            "saved": case[0, 1, 1] + case[1, 0, 1] + case[0, 0, 1],
-            "lost": case[0, 1, 0] + case[1, 0, 0] + case[1, 1, 0],
+            **{f"only_{branch}": count for branch, count in zip(branches, case[1:-1].sum(1), strict=True)},
+            "neither": case[0].sum(),
+            "saved": case[:-1, 1].sum(),
+            "lost": case[1:, 0].sum(),
             "disagree": differ,
         }
         rows[name] = {"pixels": total, **{key: int(count) / total if total else None for key, count in pixels.items()}}
     return rows
 
 
+def compared_branches(row: Mapping[str, Any]) -> list[str]:
+    """Return the names of the branches that a row of `branch_record` compares."""
+    return [key.removeprefix("only_") for key in row if key.startswith("only_")]
+
+
+def branch_shares(branches: Sequence[str]) -> dict[str, str]:
+    """Return the shares of `branch_record` in words, by key."""
+    return {
+        **{f"only_{branch}": f"only {branch} right" for branch in branches},
+        "neither": f"{none_of(branches)} right",
+        "saved": "ensemble saves",
+        "lost": "ensemble loses",
+        "disagree": "disagree",
+    }
+
+
+def none_of(branches: Sequence[str]) -> str:
+    """Return the word for no branch."""
+    return "neither" if len(branches) == 2 else "none"
+
+
 def branch_table(record: Mapping[str, Any]) -> Table:
-    """`branch_record` in per cent."""
-    table = Table("class", title="top and bottom", caption="per cent of the class's labelled pixels")
-    for heading in BRANCH_SHARES.values():
+    """Return `branch_record` in per cent."""
+    branches = compared_branches(record["all"])
+    title = f"{', '.join(branches[:-1])} and {branches[-1]}"
+    table = Table("class", title=title, caption="per cent of the class's labelled pixels")
+    shares = branch_shares(branches)
+    for heading in shares.values():
         table.add_column(heading, justify="right")
     for name, row in record.items():
         if name == "all":
             table.add_section()
-        table.add_row(name, *(percent(row[key]) for key in BRANCH_SHARES))
+        table.add_row(name, *(percent(row[key]) for key in shares))
     return table
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 in per cent; a dash where there is none."""
+    """Return a share of 1 in per cent; a dash where there is none."""
     return "-" if share is None else f"{100 * share:.2f}"

@@ -18,8 +18,8 @@ from crosscoop.data.configured import open_data
 from crosscoop.data.pipeline import EvaluationSet, Item
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.labels import upsampled_labels
-from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
 from crosscoop.evaluation.records import percent
 from crosscoop.export.onnx import OnnxNetwork
 
@@ -150,13 +150,13 @@ class Measured:
 
     Attributes:
         network: The network.
-        confusion: Pixels by true and predicted class, by output name.
+        evaluator: Measures its outputs.
         seconds: The time of each image.
         equal: For each image and output, the share of its labels that are the first network's.
     """
 
     network: OnnxNetwork
-    confusion: dict[str, ConfusionMatrix]
+    evaluator: Evaluator
     seconds: list[float] = field(default_factory=list)
     equal: list[float] = field(default_factory=list)
 
@@ -170,7 +170,7 @@ def compare(paths: Sequence[Path], items: Sequence[Item], class_names: Sequence[
         class_names: One name per class.
     """
     networks = [OnnxNetwork(path) for path in paths]
-    measured = [Measured(net, {name: ConfusionMatrix(len(class_names)) for name in net.outputs}) for net in networks]
+    measured = [Measured(network, Evaluator(class_names, network.outputs)) for network in networks]
     for index in range(len(items)):
         item = items[index]
         expected: dict[str, Tensor] = {}
@@ -178,28 +178,26 @@ def compare(paths: Sequence[Path], items: Sequence[Item], class_names: Sequence[
             started = perf_counter()
             outputs = one.network(scaled(item))
             one.seconds.append(perf_counter() - started)
-            for name, logits in outputs.items():
-                labels = upsampled_labels(logits, item["mask"].shape)
-                one.confusion[name].update(labels, item["mask"][None].long())
-                reference = expected.setdefault(name, labels)
-                one.equal.append(float((labels == reference).float().mean()))
+            labels = {name: upsampled_labels(logits, item["mask"].shape) for name, logits in outputs.items()}
+            one.evaluator.update(labels, item["mask"][None].long())
+            expected = expected or labels
+            one.equal += [float((labels[name] == expected[name]).float().mean()) for name in labels]
     return measured
 
 
-def to_table(named: dict[str, Measured], sizes: Sequence[int], class_names: Sequence[str], protocol: str) -> Table:
-    """Size, time, agreement and mIoU of every network.
+def to_table(named: dict[str, Measured], sizes: Sequence[int], protocol: str) -> Table:
+    """Return size, time, agreement and mIoU of every network.
 
     Args:
         named: The networks.
         sizes: Their files' bytes.
-        class_names: One name per class.
         protocol: On which images.
     """
-    outputs = list(next(iter(named.values())).confusion)
+    outputs = next(iter(named.values())).network.outputs
     headings = ["MiB", "ms per image", "equal labels", *(f"mIoU {name}" for name in outputs)]
     table = Table("", *headings, caption=f"{protocol}; ONNX Runtime, {torch.get_num_threads()} threads; in per cent")
     for (name, one), size in zip(named.items(), sizes, strict=True):
-        scores = [Scores(confusion.compute(), class_names) for confusion in one.confusion.values()]
+        scores = one.evaluator.compute().values()
         table.add_row(
             name,
             f"{size / 2**20:.1f}",

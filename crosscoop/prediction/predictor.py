@@ -22,7 +22,7 @@ from crosscoop.export.read import read_network
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.fold import fold_batch_norm
 from crosscoop.network.layers import resize
-from crosscoop.network.outputs import outputs_of
+from crosscoop.network.outputs import branches_of, main_output, outputs_of
 from crosscoop.network.precision import native_bfloat16
 from crosscoop.prediction.pictures import colored, highlight, legend, overlay, side_by_side
 
@@ -56,7 +56,7 @@ class Prediction:
     @property
     def disagreement(self) -> NDArray[np.bool_]:
         """`(H, W)`, where the branches differ; nowhere, if there is one."""
-        first, *others = [labels for name, labels in self.branch_labels.items() if name != "ensemble"]
+        first, *others = [self.branch_labels[name] for name in branches_of(self.branch_labels)]
         different = np.zeros(first.shape, bool)
         for other in others:
             different |= first != other
@@ -149,7 +149,7 @@ class Predictor:
                 f"of {self.device}; give a sliding window, such as Inference(window=(768, 768))."
             ) from error
         seen_by = {name: output[0].cpu().numpy() for name, output in labels.items()}
-        chosen = self.branch or list(outputs)[-1]
+        chosen = self.branch or main_output(outputs)
         return Prediction(pixels, seen_by[chosen], outputs[chosen][0], seen_by, self.class_names, self.palette)
 
     def describe(self) -> str:

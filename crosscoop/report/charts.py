@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, log10
 
+from crosscoop.evaluation.records import in_words
+from crosscoop.network.outputs import main_output
 from crosscoop.report.runs import Run
 
 WIDTH, HEIGHT = 460, 260
@@ -18,7 +20,7 @@ class Line:
     Attributes:
         name: What the legend calls it.
         color: The run's place; of a single run, the output's.
-        dash: 0 for the last output, whose line is solid; 1 and on for the outputs before it.
+        dash: 0 for the main output, whose line is solid; 1 and on for the others.
         points: Epoch and value of each measurement.
     """
 
@@ -85,18 +87,25 @@ def round_step(span: float, count: int) -> float:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """The training loss of every run, and the validation mIoU of every output; without those that nothing is in."""
+    """Return the training loss of every run, and each validation figure of every output; without empty ones."""
     losses = [Line(run.name, i, 0, _points(run, "train/loss")) for i, run in enumerate(runs)]
-    ious = []
-    for i, run in enumerate(runs):
-        keys = list(dict.fromkeys(key for row in run.history for key in row if key.startswith("val/miou/")))
-        for dash, key in enumerate([keys[-1], *keys[:-1]] if keys else []):
-            output = key.removeprefix("val/miou/")
-            name, color = (f"{run.name}: {output}", i) if len(runs) > 1 else (output, dash)
-            ious.append(Line(name, color, dash, _points(run, key, 100)))
-    candidates = [("Training loss", losses, 3), ("Validation mIoU in per cent", ious, 2)]
+    candidates = [("Training loss", losses, 3)]
+    for figure in dict.fromkeys(["miou", *(figure for run in runs for figure in run.followed)]):
+        if figure != "pixel_accuracy":  # it says little where one class is large
+            lines = [line for i, run in enumerate(runs) for line in _lines(run, i, figure, len(runs) > 1)]
+            candidates.append((f"Validation {in_words(figure)} in per cent", lines, 2))
     drawn = [Chart(title, [line for line in lines if line.points], digits) for title, lines, digits in candidates]
     return [chart for chart in drawn if chart.lines]
+
+
+def _lines(run: Run, place: int, figure: str, several: bool) -> list[Line]:
+    """The curves of a figure of a run, that of the main output first."""
+    outputs = run.followed.get(figure, [])
+    lines = []
+    for dash, output in enumerate(sorted(outputs, key=lambda name: name != main_output(outputs))):
+        name, color = (f"{run.name}: {output}", place) if several else (output, dash)
+        lines.append(Line(name, color, dash, _points(run, f"val/{figure}/{output}", 100)))
+    return lines
 
 
 def _points(run: Run, key: str, factor: float = 1) -> list[tuple[float, float]]:

@@ -15,21 +15,23 @@ from crosscoop.data.configured import open_data
 from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color, SegmentationDataset
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.evaluator import evaluate
 from crosscoop.evaluation.inference import Inference
-from crosscoop.evaluation.metrics import Scores, count_pairs, number
-from crosscoop.evaluation.records import percent
+from crosscoop.evaluation.records import none_of, percent
+from crosscoop.network.outputs import branches_of, main_output
 from crosscoop.prediction.predictor import Prediction, load
 from crosscoop.report.runs import Run
 
 LONGEST = 640
 """Pixels of a picture's longer side at most: 8 images of two cooperative runs take about 2 MB."""
 
-DIFFERENCES: dict[str, Color] = {
-    "only top is right": (214, 48, 86),
-    "only bottom is right": (24, 100, 214),
-    "they differ, neither is right": (240, 170, 20),
-}
-"""The colours of pixels on which top and bottom differ; those without truth count as neither."""
+BRANCHES: list[Color] = [
+    *((214, 48, 86), (24, 100, 214), (31, 138, 76), (140, 70, 190)),
+    *((0, 150, 170), (180, 90, 20), (120, 120, 20), (90, 90, 160)),
+]
+"""The colour of each branch, where it alone is right; a ninth shares the first one's."""
+SEVERAL, NONE = (105, 105, 105), (240, 170, 20)
+"""The colours of pixels on which branches differ and several of them, or none, are right."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ class Gallery:
         groups: Per run that is shown its place, and under which protocol it predicted.
         rows: Per image its name, why it was chosen, itself and the truth, and for each group what its run predicts.
         legend: Class names and their colours.
+        differences: What the colours of the disagreement mean.
         notices: What is missing.
     """
 
     groups: dict[int, str] = field(default_factory=dict)
     rows: list[tuple[str, str, list[list[Picture]]]] = field(default_factory=list)
     legend: dict[str, Color] = field(default_factory=dict)
+    differences: dict[str, Color] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
@@ -120,6 +124,7 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
             item = view.items[view.names.index(name)]
             image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"].numpy()
             prediction = predictor(image)
+            gallery.differences |= meanings(branches_of(prediction.branch_labels))
             scene = [photo("image", image), painted("truth", "", mask, view.dataset.palette)]
             pictures.setdefault(name, [scene]).append(draw(prediction, mask))
     gallery.rows = [(name, reasons[name], groups) for name, groups in pictures.items()]
@@ -147,7 +152,7 @@ def open_view(run: Run, split: str) -> View:
 def choose(runs: Sequence[Run], names: Sequence[str], count: int) -> dict[str, str]:
     """Which images to show, and why, the most interesting first.
 
-    Several runs: those on which their mIoU differs most. One run: those on which top and bottom differ most, or of one
+    Several runs: those on which their mIoU differs most. One run: those on which its branches differ most, or of one
     branch those with the lowest mIoU. Without an `images.csv`: evenly spread over the split.
 
     Args:
@@ -159,17 +164,17 @@ def choose(runs: Sequence[Run], names: Sequence[str], count: int) -> dict[str, s
     ranking: list[tuple[float, str, str]] = []
     for name in names:
         rows = [run.images.get(name, {}) for run in runs]
-        ious = [[row[key] for key in row if key.startswith("miou_")][-1:] for row in rows]
+        ious = [{key.removeprefix("miou_"): row[key] for key in row if key.startswith("miou_")} for row in rows]
         if not rows or not all(ious):
             continue
-        figures = {run.name: 100 * iou for run, (iou,) in zip(runs, ious, strict=True)}
+        figures = {run.name: 100 * iou[main_output(iou)] for run, iou in zip(runs, ious, strict=True)}
         high, low = max(figures, key=lambda run: figures[run]), min(figures, key=lambda run: figures[run])
         if len(runs) > 1:
             gap = figures[high] - figures[low]
             ranking.append((gap, name, f"mIoU of {high} {gap:.1f} above {low}"))
         elif "disagreement" in rows[0]:
             share = 100 * rows[0]["disagreement"]
-            ranking.append((share, name, f"top and bottom differ on {share:.1f} % of the pixels"))
+            ranking.append((share, name, f"the branches differ on {share:.1f} % of the pixels"))
         else:
             ranking.append((-figures[low], name, f"mIoU {figures[low]:.1f}"))
     if ranking:
@@ -179,27 +184,43 @@ def choose(runs: Sequence[Run], names: Sequence[str], count: int) -> dict[str, s
 
 
 def draw(prediction: Prediction, mask: Array) -> list[Picture]:
-    """Every output with its mIoU in this image, and where top and bottom differ."""
-    pictures, palette, names = [], prediction.palette, prediction.class_names
-    for output, labels in prediction.branch_labels.items():
-        counts = count_pairs(torch.from_numpy(labels), torch.from_numpy(mask), len(names))
-        note = f"mIoU {percent(number(Scores(counts, names).miou))}"
-        pictures.append(painted(output, note, labels, palette))
-    if "top" in prediction.branch_labels:
+    """Return every output with its mIoU in this image, and where the branches differ."""
+    labels = {output: torch.from_numpy(each)[None] for output, each in prediction.branch_labels.items()}
+    pictures = [
+        painted(output, f"mIoU {percent(scores.figures['miou'])}", prediction.branch_labels[output], prediction.palette)
+        for output, scores in evaluate(labels, torch.from_numpy(mask)[None], prediction.class_names).items()
+    ]
+    if len(branches_of(labels)) > 1:
         note = f"{prediction.disagreement.mean():.1%} of pixels"
         pictures.append(Picture("disagreement", note, *encode(differences(prediction, mask))))
     return pictures
 
 
+def meanings(branches: Sequence[str]) -> dict[str, Color]:
+    """Return the colours of `differences`, by their meaning; none for one branch."""
+    if len(branches) < 2:
+        return {}
+    alone = {f"only {name} is right": BRANCHES[place % len(BRANCHES)] for place, name in enumerate(branches)}
+    several = {"they differ, several are right": SEVERAL} if len(branches) > 2 else {}
+    return {**alone, **several, f"they differ, {none_of(branches)} is right": NONE}
+
+
 def differences(prediction: Prediction, mask: Array) -> Image.Image:
-    """The image in pale grey, with the `DIFFERENCES` of top and bottom in their colours."""
+    """Return the image in pale grey, with the `meanings` of pixels on which branches differ in their colours.
+
+    Pixels without truth count as those where none is right.
+    """
     levels = 13
     grey = np.asarray(Image.fromarray(prediction.image).convert("L"))
-    top, bottom = prediction.branch_labels["top"], prediction.branch_labels["bottom"]
+    names = branches_of(prediction.branch_labels)
+    right = np.stack([prediction.branch_labels[name] == mask for name in names])
+    colors = list(meanings(names).values())
+    number = right.sum(0)
+    kinds = np.select([number == 0, number == 1], [len(colors) - 1, right.argmax(0)], len(names))
     indices = (grey.astype(np.uint16) * levels // 256).astype(np.uint8)
-    kinds = np.select([top == mask, bottom == mask], [levels, levels + 1], levels + 2).astype(np.uint8)
     greys: list[Color] = [(level, level, level) for level in range(120, 250, 130 // levels)]
-    return paletted(np.where(prediction.disagreement, kinds, indices), [*greys, *DIFFERENCES.values()])
+    shown = np.where(prediction.disagreement, levels + kinds, indices).astype(np.uint8)
+    return paletted(shown, [*greys, *colors])
 
 
 def photo(title: str, image: Array) -> Picture:

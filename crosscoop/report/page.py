@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup, escape
 
-from crosscoop.evaluation.records import describe, percent
+from crosscoop.evaluation.records import branch_shares, compared_branches, describe, percent
 from crosscoop.files import duration
 from crosscoop.report import charts, tables
-from crosscoop.report.gallery import DIFFERENCES, Gallery
+from crosscoop.report.gallery import Gallery
 from crosscoop.report.runs import Run, describe_validation
 from crosscoop.version import __version__
 
@@ -35,7 +35,8 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
         "peak": tables.branch_peak(runs),
         "matrices": [tables.matrices(run) for run in runs],
         "gallery": gallery,
-        "differences": DIFFERENCES,
+        "branch_shares": branch_shares,
+        "compared_branches": compared_branches,
         "version": __version__,
         "today": f"{datetime.now():%d %B %Y}",
     }

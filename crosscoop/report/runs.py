@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -12,8 +13,9 @@ from crosscoop.checkpoints.read import find_checkpoint
 from crosscoop.data.configured import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
-from crosscoop.evaluation.records import describe
+from crosscoop.evaluation.records import branch_shares, compared_branches, describe
 from crosscoop.files import load_yaml
+from crosscoop.network.outputs import branches_of, main_output
 
 Settings = dict[str, Any]
 """A configuration as `fit` or `test` wrote it."""
@@ -47,7 +49,7 @@ class Run:
 
     @property
     def outputs(self) -> list[str]:
-        """The outputs that were measured, the ensemble last."""
+        """The outputs that were measured."""
         return list(self.metrics["outputs"]) if self.metrics else []
 
     @property
@@ -65,9 +67,18 @@ class Run:
 
     @property
     def best(self) -> dict[str, float]:
-        """The history's row with the highest mIoU of the last output; empty without a history."""
-        keys = [key for key in self.history[-1] if key.startswith("val/miou/")] if self.history else []
-        return max(self.history, key=lambda row: row.get(keys[-1], 0)) if keys else {}
+        """The history's row with the highest mIoU of the main output; empty without a history."""
+        outputs = self.followed.get("miou")
+        return max(self.history, key=lambda row: row.get(f"val/miou/{main_output(outputs)}", 0)) if outputs else {}
+
+    @property
+    def followed(self) -> dict[str, list[str]]:
+        """The figures of the history, and the outputs that have each."""
+        found: dict[str, list[str]] = {}
+        for key in dict.fromkeys(key for row in self.history for key in row):
+            if parts := re.fullmatch("val/([^/]+)/(.+)", key):
+                found.setdefault(parts[1], []).append(parts[2])
+        return found
 
     def evaluation(self, stage: str) -> Settings:
         """The configuration of the last `test` or `validate`; of `fit`, where there was none."""
@@ -120,7 +131,7 @@ def read_run(folder: Path, name: str) -> Run:
     run, missing = Run(folder, name), dict[str, list[str]]()
     for file, (attribute, load, source) in PIECES.items():
         if not (folder / file).is_file():
-            if file != "branches.json" or run.outputs[:1] == ["top"]:  # one branch cannot differ from itself
+            if file != "branches.json" or len(branches_of(run.outputs)) > 1:  # one branch cannot differ from itself
                 missing.setdefault(source, []).append(file)
             continue
         try:
@@ -169,7 +180,8 @@ def _load_confusion(path: Path) -> dict[str, Any]:
 
 def _load_branches(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = _load_json(path)
-    _ = content["all"], [(row["only_top"], row["only_bottom"]) for row in content.values()]
+    shares = branch_shares(compared_branches(content["all"]))
+    _ = [row[key] for row in content.values() for key in shares]
     return content
 
 

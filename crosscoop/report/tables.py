@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crosscoop.evaluation.records import compared_branches, figures_of, in_words, per_class_of
 from crosscoop.files import shorten
+from crosscoop.network.outputs import main_output
 from crosscoop.report.runs import Run, Settings
 
 PROMINENT = (
@@ -56,12 +58,14 @@ class Column:
         output: The output's name.
         figures: What `metrics.json` says of it.
         reference: The figures that its own are compared with; None for the reference itself.
+        main: Whether it is the run's main output.
     """
 
     run: int
     output: str
     figures: Figures
     reference: Figures | None
+    main: bool
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,10 @@ def flatten(config: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
-    """The outputs of all runs that were measured.
+    """Return the outputs of all runs that were measured.
 
     The first run is the reference: the others' outputs are compared with its output of the same name, or else with its
-    last one, if they saw the same classes of the same split. If there is no other run, its first output is the
+    main one, if they saw the same classes of the same split. If there is no other run, its first output is the
     reference of its others.
     """
     measured = [(i, run.metrics) for i, run in enumerate(runs) if run.metrics]
@@ -130,46 +134,45 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         alone = len(measured) == 1
         if _subject(other) != _subject(record) or (place == first and not (alone and output != names[0])):
             return None
-        compared: Figures = baseline[names[0] if alone else output if output in names else names[-1]]
+        compared: Figures = baseline[names[0] if alone else output if output in names else main_output(names)]
         return compared
 
     return [
-        Column(i, name, figures, reference(i, other, name))
+        Column(i, name, figures, reference(i, other, name), name == main_output(other["outputs"]))
         for i, other in measured
         for name, figures in other["outputs"].items()
     ]
 
 
 def figure_rows(columns: Sequence[Column]) -> list[tuple[str, list[Value]]]:
-    """Per figure over all classes, mIoU first, its name and the values of the columns."""
-    return _rows(
-        columns,
-        lambda figures: {
-            key.replace("_", " ").replace("iou", "IoU"): figure
-            for key, figure in figures.items()
-            if figure is None or isinstance(figure, (int, float))
-        },
-    )
+    """Return per figure over all classes, mIoU first, its name and the values of the columns."""
+    return _rows(columns, lambda figures: {in_words(key): figure for key, figure in figures_of(figures).items()})
 
 
-def class_rows(columns: Sequence[Column]) -> list[tuple[str, list[Value]]]:
-    """Per class its name and the IoU of the columns."""
-    return _rows(columns, lambda figures: figures["iou_per_class"])
+def class_rows(columns: Sequence[Column]) -> dict[str, list[tuple[str, list[Value]]]]:
+    """Return per figure of the single classes, IoU first, the classes' names and the values of the columns."""
+
+    def of(figure: str) -> Callable[[Figures], Figures]:
+        return lambda figures: per_class_of(figures).get(figure, {})
+
+    names = dict.fromkeys(figure for column in columns for figure in per_class_of(column.figures))
+    return {in_words(figure): _rows(columns, of(figure)) for figure in names}
 
 
 def branch_peak(runs: Sequence[Run]) -> float:
-    """The largest share of a class's pixels on which just one branch is right, in any run; the bars' common scale."""
+    """Return the largest share of a class's pixels on which one branch alone is right, in any run: the bars' scale."""
     rows = [row for run in runs if run.branches for row in run.branches.values()]
-    return max((row[key] or 0 for row in rows for key in ("only_top", "only_bottom")), default=0) or 1
+    shares = [row[f"only_{branch}"] or 0 for row in rows for branch in compared_branches(row)]
+    return max(shares, default=0) or 1
 
 
 def matrices(run: Run) -> list[Matrix]:
-    """The confusion matrices of a run; the last column, of no class, only where something is in it."""
+    """Return the confusion matrices of a run, the main output's first; a column of no class only where one is seen."""
     if run.confusion is None:
         return []
-    names = list(run.confusion["class_names"])
+    names, outputs = list(run.confusion["class_names"]), run.confusion["outputs"]
     found = []
-    for output, counts in run.confusion["outputs"].items():
+    for output, counts in sorted(outputs.items(), key=lambda item: item[0] != main_output(outputs)):
         seen = [*names, "none of them"] if any(row[-1] for row in counts) else names
         rows = [(name, sum(row), row[: len(seen)]) for name, row in zip(names, counts, strict=True)]
         found.append(Matrix(output, seen, rows))

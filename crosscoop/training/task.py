@@ -1,7 +1,7 @@
 """The Lightning module: how a cooperative network learns and is measured."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import pytorch_lightning as pl
@@ -12,15 +12,15 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn, optim
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torchmetrics import SumMetric
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.boundary import BoundaryIoU
+from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line has by name)
+from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.labels import upsampled_labels
-from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
+from crosscoop.evaluation.metrics import MetricFactory, Scores
 from crosscoop.network import CooperativeNetwork
-from crosscoop.network.outputs import branch_names, output_names, outputs_of
+from crosscoop.network.outputs import branch_names, main_output, output_names, outputs_of
 from crosscoop.training.lightning_fixes import thaw_resumed
 from crosscoop.training.loss import CrossEntropy, Loss
 from crosscoop.training.objective import Objective, Supervised, check_objective, sum_losses
@@ -74,7 +74,8 @@ class CooperativeSegmentation(pl.LightningModule):
         loss: The loss of one branch.
         objective: What the network learns from; it receives `loss`.
         inference: How images are evaluated; the command line's group `inference`.
-        boundary_iou: Measure boundary IoU as well; it takes longer than all other figures.
+        metrics: What to measure beside the confusion matrix's figures, by class path: BoundaryIoU, which takes longer
+            than all other figures, or your own `crosscoop.SegmentationMetric`.
         channels_last: Keep maps in the channels-last layout, the faster one on CPUs and on GPUs with tensor cores.
         compile: Compile the forward pass of training with torch.compile (the first steps take minutes). Evaluation is
             not compiled: each new image size would take minutes again.
@@ -92,7 +93,7 @@ class CooperativeSegmentation(pl.LightningModule):
         loss: Loss = CrossEntropy(),  # noqa: B008
         objective: Objective = Supervised(),  # noqa: B008
         inference: Inference = Inference(),  # noqa: B008
-        boundary_iou: bool = False,
+        metrics: Sequence[MetricFactory] = (),
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -107,14 +108,7 @@ class CooperativeSegmentation(pl.LightningModule):
         self.scheduler: SchedulerFactory | None = scheduler
         self.poly_power, self.warmup_steps = poly_power, warmup_steps
         self.heads_lr_multiplier = heads_lr_multiplier
-        self.confusion: Mapping[str, ConfusionMatrix] = nn.ModuleDict(  # type: ignore[assignment]
-            {name: ConfusionMatrix(len(class_names)) for name in output_names(len(network.branches))}
-        )
-        self.boundary: Mapping[str, BoundaryIoU] = nn.ModuleDict(  # type: ignore[assignment]
-            {name: BoundaryIoU(len(class_names)) for name in self.confusion}
-        )
-        self.boundary_iou = boundary_iou
-        self.images = SumMetric()
+        self.evaluator = Evaluator(class_names, output_names(len(network.branches)), metrics)
         self.scores: dict[str, Scores] = {}
         self.num_images = 0
         if channels_last:
@@ -285,30 +279,19 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def _count(self, batch: Batch) -> dict[str, Tensor]:
         labels = self.labels(batch["image"])
-        self.images.update(len(batch["mask"]))
-        for name, output in labels.items():
-            self.confusion[name].update(output, batch["mask"])
-            if self.boundary_iou:
-                self.boundary[name].update(output, batch["mask"])
+        self.evaluator.update(labels, batch["mask"])
         return labels
 
     def _score(self, stage: str) -> None:
-        """Log `stage/miou` of the ensemble (or of the only branch), each branch's, and IoU per class."""
-        figures: dict[str, float] = {}
-        self.num_images = int(self.images.compute())
-        self.images.reset()
-        for name, confusion in self.confusion.items():
-            self.scores[name] = scores = Scores(
-                confusion.compute().cpu(),
-                self.class_names,
-                self.boundary[name].compute().cpu() if self.boundary_iou else None,
-            )
-            confusion.reset()
-            self.boundary[name].reset()
-            suffix = "" if name == list(self.confusion)[-1] else f"_{name}"
-            figures[f"{stage}/miou{suffix}"] = scores.miou
-            figures[f"{stage}/pixel_accuracy{suffix}"] = scores.pixel_accuracy
-        per_class = scores.to_dict()["iou_per_class"].items()
-        figures |= {f"{stage}/iou/{name}": iou for name, iou in per_class if iou is not None}
-        for key, figure in figures.items():
-            self.log(key, figure, prog_bar=key == f"{stage}/miou", sync_dist=True)  # equal on all ranks already
+        """Log the main output's figures as `stage/miou`, those per class as `stage/iou/CLASS`, each branch's apart."""
+        self.num_images, self.scores = self.evaluator.num_images(), self.evaluator.compute()
+        self.evaluator.reset()
+        main, logged = main_output(self.scores), dict[str, float | None]()
+        for name, scores in self.scores.items():
+            suffix = "" if name == main else f"_{name}"
+            logged |= {f"{stage}/{figure}{suffix}": value for figure, value in scores.headline.items()}
+        for figure, classes in self.scores[main].per_class.items():
+            logged |= {f"{stage}/{figure}/{name}": value for name, value in classes.items()}
+        for key, value in logged.items():
+            if value is not None:  # equal on all ranks already
+                self.log(key, value, prog_bar=key == f"{stage}/miou", sync_dist=True)

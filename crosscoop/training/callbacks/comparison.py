@@ -5,28 +5,32 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from crosscoop.evaluation.metrics import BranchComparison, Scores, count_pairs
+from crosscoop.evaluation.evaluator import evaluate
+from crosscoop.evaluation.metrics import BranchComparison
 from crosscoop.evaluation.records import branch_record, branch_table
 from crosscoop.files import replacing, write_json
+from crosscoop.network.outputs import branch_names
 from crosscoop.training.task import CooperativeSegmentation
 
 
 class OutputComparison(pl.Callback):
-    """After a test, what each branch sees that the other does not.
+    """Records how the outputs differ on a test split.
 
-    `images.csv` in the run's folder has a row per image: mIoU of every output, and the share of pixels on which top and
-    bottom disagree; the images that differ most come first. With two branches, `branches.json` and a table
-    on the console tell per class how often only top or only bottom is right, and how often the ensemble saves or loses
-    a pixel.
+    `images.csv` in the run's folder has a row per image: mIoU of every output, and with several branches the share of
+    pixels to which they do not all give the same class; the images that differ most come first. With several branches,
+    `branches.json` and a table on the console show per class how often only one of them is right, and how often the
+    ensemble saves or loses a pixel.
     """
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin counting."""
         assert isinstance(pl_module, CooperativeSegmentation)
-        self.comparison = BranchComparison(len(pl_module.class_names)).to(pl_module.device)
+        branches = branch_names(len(pl_module.network.branches))
+        self.comparison = BranchComparison(len(pl_module.class_names), branches).to(pl_module.device)
         self.images: list[dict[str, Any]] = []
 
     def on_test_batch_end(
@@ -40,17 +44,17 @@ class OutputComparison(pl.Callback):
     ) -> None:
         """Count a batch."""
         assert isinstance(pl_module, CooperativeSegmentation)
-        class_names = pl_module.class_names
-        if "top" in outputs:
+        first, *others = self.comparison.branches
+        if others:
             self.comparison.update(outputs, batch["mask"])
         for i, name in enumerate(batch["name"]):
-            mask = batch["mask"][i]
+            labels = {output: batched[i : i + 1] for output, batched in outputs.items()}
+            scores = evaluate(labels, batch["mask"][i : i + 1], pl_module.class_names)
             row: dict[str, Any] = {"image": name}
-            for output, labels in outputs.items():
-                counts = count_pairs(labels[i], mask, len(class_names)).cpu()
-                row[f"miou_{output}"] = Scores(counts, class_names).miou
-            if "top" in outputs:
-                row["disagreement"] = float((outputs["top"][i] != outputs["bottom"][i]).float().mean())
+            row |= {f"miou_{output}": figures.miou for output, figures in scores.items()}
+            if others:
+                differ = torch.stack([labels[branch] != labels[first] for branch in others]).any(0)
+                row["disagreement"] = float(differ.float().mean())
             self.images.append(row)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,7 +69,7 @@ class OutputComparison(pl.Callback):
             self.right, self.disagreeing = self.comparison.compute()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `images.csv` and, with two branches, `branches.json` and the table."""
+        """Write `images.csv` and, with several branches, `branches.json` and the table."""
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, CooperativeSegmentation)
@@ -74,7 +78,8 @@ class OutputComparison(pl.Callback):
             writer = csv.DictWriter(file, list(self.images[0]))
             writer.writeheader()
             writer.writerows(self.images)
-        if "top" in pl_module.scores:
-            record = branch_record(self.right.cpu(), self.disagreeing.cpu(), pl_module.class_names)
+        branches = self.comparison.branches
+        if len(branches) > 1:
+            record = branch_record(self.right.cpu(), self.disagreeing.cpu(), pl_module.class_names, branches)
             write_json(folder / "branches.json", record)
             Console().print(branch_table(record))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crosscoop.evaluation.records import confusion_record, describe, to_record, to_table
 from crosscoop.files import replacing, write_json
+from crosscoop.network.outputs import main_output
 from crosscoop.prediction.pictures import save_confusion
 from crosscoop.training.task import CooperativeSegmentation
 from crosscoop.version import __version__
@@ -37,7 +38,7 @@ class RunFolder(pl.Callback):
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, float | None]] = []
         self.best: dict[str, Any] = {}
         self.losses: list[Tensor] = []
         self.started = time.monotonic()
@@ -63,19 +64,21 @@ class RunFolder(pl.Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the history and the best epoch's figures, before the checkpoint is saved."""
+        assert isinstance(pl_module, CooperativeSegmentation)
         if trainer.sanity_checking:
             return
         if trainer.state.fn == "validate":
             self._report(trainer, pl_module, "validate")
             return
         record = self._record(trainer, pl_module, "fit")
-        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row: dict[str, float | None] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {"seconds": time.monotonic() - self.started, "train/loss": self._mean_loss()}
-        for name, figures in record["outputs"].items():
-            row |= {f"val/miou/{name}": figures["miou"], f"val/pixel_accuracy/{name}": figures["pixel_accuracy"]}
+        for name, scores in pl_module.scores.items():
+            row |= {f"val/{figure}/{name}": value for figure, value in scores.headline.items()}
         self.history.append(row)
         with replacing(self._folder(trainer) / "history.csv") as path, path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            columns = dict.fromkeys(column for each in self.history for column in each)  # a resumed run may have others
+            writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(self.history)
         if (record["miou"] or 0) > self.best.get("miou", -1):  # of equal ones the first, as ModelCheckpoint does
@@ -131,7 +134,8 @@ class RunFolder(pl.Callback):
         write_json(folder / "metrics.json", record)
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
         write_json(folder / "confusion.json", confusion_record(stage, module.scores, record["protocol"]))
-        output, scores = list(module.scores.items())[-1]
+        output = main_output(module.scores)
+        scores = module.scores[output]
         title = f"{output}, {describe(record['protocol'])}"
         save_confusion(folder / "confusion.png", scores.counts.numpy(), scores.class_names, title)
         Console().print(to_table(record))
