@@ -10,6 +10,7 @@ import pytest
 import torchvision
 from jsonargparse import auto_cli
 from PIL import Image
+from tiny import ROOT
 
 from crosscoop.data.dataset import VOID, Array, SegmentationDataset
 from crosscoop.data.datasets.camvid import CamVid
@@ -21,7 +22,7 @@ from crosscoop.data.images import lookup_table, read_image, read_mask, write_mas
 from crosscoop.data.samples import FileSample, read_list, read_pairs
 from crosscoop.errors import CrosscoopError
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"
 GREY = np.array([[0, 1, 2], [3, 10, 255]], np.uint8)
 
 
