@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import traceback
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -279,6 +280,7 @@ def run(words):
     return code
 
 
+@cache
 def options_of_fit():
     """Every option of `fit`, by its name on the command line."""
     buffer = Path("options.yaml")
@@ -314,7 +316,7 @@ def _there(place, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-@fuzz(10)
+@fuzz(6)
 @given(st.data())
 def test_any_value_of_any_option_of_fit(data):
     names = options_of_fit()
@@ -333,7 +335,7 @@ CONTENTS = st.recursive(
 )
 
 
-@fuzz(5)
+@fuzz(4)
 @given(
     CONTENTS,
     st.sampled_from(
@@ -371,7 +373,7 @@ BASES = {
 """Options that most commands can run with."""
 
 
-@fuzz(15)
+@fuzz(12)
 @given(
     st.sampled_from([name for name in COMMANDS if name not in ("fit", "push")]),
     st.booleans(),
