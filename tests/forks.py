@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from types import ModuleType
 
@@ -69,11 +70,16 @@ def begin_anew(environment):
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it, and `Popen` has not
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     for logger in map(logging.getLogger, tuple(logging.root.manager.loggerDict)):
         for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler):
+            if type(handler) is logging.StreamHandler:  # and none of pytest's
                 handler.setStream(sys.stderr)
+    warnings.resetwarnings()
+    warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", module="runpy")  # a module that runs as `__main__` is imported already
+    warnings.showwarning = lambda *what: print(warnings.formatwarning(*what[:4]), end="", file=sys.stderr)
     rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", 0))  # set at import
     subprocess.Popen = Forked
 
