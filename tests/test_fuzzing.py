@@ -1,6 +1,6 @@
 """Random images, masks, options and command lines: right results or our errors, and nothing else.
 
-A few cases each by default; `FUZZ=1000 pytest tests/test_fuzzing.py` tries so many of each, others in every run.
+A few cases each by default; with `FUZZ=1000` in the environment, so many of each, and others in every run.
 """
 
 import os

@@ -123,7 +123,7 @@ def test_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(tmp_path,
     for _ in range(kills):
         process = in_a_process(parts, f"{options} --resume", "print('begun', flush=True)")
         process.stdout.readline()
-        time.sleep(moments.uniform(0, 2))
+        time.sleep(moments.uniform(0.2, 1))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     crosscoop("fit", "--run", parts, "--resume")
