@@ -75,7 +75,7 @@ def begin_anew(environment):
     for logger in map(logging.getLogger, tuple(logging.root.manager.loggerDict)):
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:  # and none of pytest's
-                handler.setStream(sys.stderr)
+                handler.stream = sys.stderr  # `setStream` would flush the old one, which may be closed
     warnings.resetwarnings()
     warnings.simplefilter("default")
     warnings.filterwarnings("ignore", module="runpy")  # a module that runs as `__main__` is imported already
