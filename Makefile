@@ -1,5 +1,6 @@
 # make demo   set up, train and evaluate the proposed method on generated street scenes, in a few minutes
-# make test   set up, run the test suite and the notebooks
+# make test   set up, run the test suite and the notebooks, in a few minutes on two cores
+# make quick  set up, run the unit tests, in less than a minute
 # make lint   set up, check style and types
 # make benchmarks   set up, compare with other packages, write docs/benchmarks.md
 # TORCH names the torch to install, e.g. TORCH="torch==2.14.1 torchvision==0.29.1"; PYTHON the interpreter (3.11 or newer).
@@ -7,8 +8,9 @@
 PYTHON ?= python3
 TORCH ?= torch torchvision
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test quick lint benchmarks clean
 
 demo: .venv/demo
 	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
@@ -19,8 +21,10 @@ demo: .venv/demo
 	@echo "To train again, remove runs/demo."
 
 test: .venv/dev
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(PYTEST) --nbmake --nbmake-timeout=600 notebooks tests
+
+quick: .venv/dev
+	$(PYTEST) -m 'not slow and not command'
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,21 +1,69 @@
 """What several test files share: seeded tests on one thread, and a small pair of branches."""
 
+import inspect
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
+import ranks
+import tiny
 import torch
+from forks import Forked
 
+from crosscoop import cli
 from crosscoop.network import CooperativeNetwork, create_network
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: another number gives other roundings
 
+COMMANDS = (cli.main, tiny.crosscoop, Forked, ranks.in_ranks, subprocess)
+"""What runs a command or starts a process. A test that reaches none of these is a unit test."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run commands or start processes, themselves or by way of a helper or a fixture."""
+    seen: dict[Any, bool] = {}
+    for item in items:
+        if isinstance(item, pytest.Function):
+            fixtures = (getattr(item.module, name, None) for name in item.fixturenames)
+            if "forks" in item.fixturenames or any(_runs_commands(each, seen) for each in (item.obj, *fixtures)):
+                item.add_marker(pytest.mark.command)
+
+
+def _runs_commands(function: Any, seen: dict[Any, bool]) -> bool:
+    if any(function is each for each in COMMANDS):
+        return True
+    function = inspect.unwrap((getattr(function, "hypothesis", None) and function.hypothesis.inner_test) or function)
+    if not inspect.isfunction(function) or Path(__file__).parent not in Path(function.__code__.co_filename).parents:
+        return False
+    if function not in seen:
+        seen[function] = False
+        names = set(_names(function.__code__)) & function.__globals__.keys()
+        seen[function] = any(_runs_commands(function.__globals__[name], seen) for name in names)
+    return seen[function]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names that a function and the functions inside it use."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreters that the package starts are forks of this process, which need no imports."""
+    monkeypatch.setattr(subprocess, "Popen", Forked)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 import yaml
 from filelock import FileLock
 from scipy import stats
-from tiny import crosscoop
+from tiny import ROOT, crosscoop
 
 from crosscoop.ablation.cell import TAKEN, state
 from crosscoop.ablation.cost import measure, planned_steps
@@ -29,6 +29,8 @@ from crosscoop.evaluation.records import branch_shares
 from crosscoop.files import duration
 from crosscoop.network import Fusion, create_network
 from crosscoop.network.outputs import branch_names
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 BASE = {
     "network": {"branches": ["test_resnet", "test_byobnet"], "channels": 16, "separable": True},
@@ -184,7 +186,7 @@ def test_wrong_grid_is_told(grid, changes, message):
 
 @pytest.mark.parametrize("name", ["table1", "table3", "table5", "camvid", "camvid_64_epochs"])
 def test_shipped_grids_build_every_network(name):
-    ablation = read_ablation(Path(__file__).parents[1] / f"configs/ablation/{name}.yaml")
+    ablation = read_ablation(ROOT / f"configs/ablation/{name}.yaml")
     for cell in {cell.name: cell for cell in ablation.all_cells(Path("runs"))}.values():
         network = {**cell.config["network"], "pretrained": False, "num_classes": 3}
         if "timm_resnet50v2_gluon" in str(network["branches"]):  # the user's own module is not here
@@ -270,15 +272,13 @@ def test_killed_cell_resumes_to_the_same_weights(grid, tmp_path):
     crosscoop("ablate", "--grid", path, "--runs", tmp_path / "whole")
     command = [sys.executable, "-m", "crosscoop", "ablate", "--grid", str(path), "--runs", str(tmp_path / "cut")]
     scheduler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder, pid = tmp_path / "cut/ensemble/seed0", 0
+    folder = tmp_path / "cut/ensemble/seed0"
     deadline = time.monotonic() + 120
     while not (folder / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        if f"crosscoop.ablation.cell\0{tmp_path / 'cut'}" in process.read_text(errors="ignore"):
-            pid = int(process.parent.name)
+    cell_process = int(Path(f"/proc/{scheduler.pid}/task/{scheduler.pid}/children").read_text())
     scheduler.kill()
-    os.killpg(pid, signal.SIGKILL)
+    os.killpg(cell_process, signal.SIGKILL)
     scheduler.wait()
     ablation = read_ablation(tmp_path / "cut/ablation.yaml")
     (cell,) = ablation.all_cells(tmp_path / "cut")
@@ -297,8 +297,9 @@ def test_stopped_ablation_keeps_its_cells(grid, tmp_path):
     path = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests=None)
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "trainer": {**BASE["trainer"], "max_epochs": 4000}}))
     command = [sys.executable, "-m", "crosscoop", "ablate", "--grid", str(path), "--runs", str(tmp_path / "runs")]
-    nohup = ["bash", "-c", "trap '' INT; exec \"$@\"", "nohup", *command]
-    scheduler = subprocess.Popen(nohup, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
+    scheduler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, handler)
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs/ensemble/seed0/last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)

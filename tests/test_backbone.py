@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import ROOT
 from torch import Tensor, nn
 
 from crosscoop.errors import CrosscoopError
@@ -17,7 +18,7 @@ from crosscoop.network.backbone import Backbone
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 SMALL = {"test_resnet": HALF, "test_byobnet": IMAGENET, "test_efficientnet": IMAGENET, "test_convnext": HALF}
-WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
+WEIGHTS = ROOT.parent / "shared" / "weights"
 
 
 # -- features

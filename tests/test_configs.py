@@ -4,13 +4,12 @@ import shlex
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import yaml
-from tiny import DATA, QUIET, crosscoop
+from tiny import DATA, QUIET, ROOT, crosscoop
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("parts", "ablation"))
 
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS).with_suffix("")))

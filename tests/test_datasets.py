@@ -12,6 +12,7 @@ import pytest
 import torchvision
 from jsonargparse import auto_cli
 from PIL import Image
+from tiny import ROOT
 
 from crosscoop.data.dataset import VOID, Array, SegmentationDataset
 from crosscoop.data.datasets.camvid import CamVid
@@ -24,7 +25,7 @@ from crosscoop.data.samples import FileSample, image_suffixes, read_list, read_p
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import scan
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"
 GREY = np.array([[0, 1, 2], [3, 10, 255]], np.uint8)
 
 

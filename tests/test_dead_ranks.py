@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import Forked
 from ranks import in_ranks, ranks, written_below
 from test_interruption import assert_same
 from tiny import fit, load
 
-import crosscoop as package
 from crosscoop.training.callbacks import ranks as callback
 from crosscoop.training.task import CooperativeSegmentation
 
@@ -51,10 +51,9 @@ def train(own_rank, run, rank, event, *options):
 
 def launched(run, rank, event, *options):
     """The same, the second rank started by Lightning; returns exit code, stderr, and whether a process is left."""
-    process = subprocess.Popen(
+    process = Forked(
         [sys.executable, __file__, str(run), str(rank), event, *options], stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(package.__file__).parents[1])},
     )  # fmt: skip
     try:
         # All processes hold the other end of stderr: it is at its end when the last one is.

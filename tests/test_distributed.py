@@ -14,18 +14,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forks import Forked
 from ranks import in_ranks, ranks, written_below
 from tiny import Recorder, assert_equal, crosscoop, fit, load
 from torch.nn.parallel import DistributedDataParallel
 
-import crosscoop as package
 from crosscoop.data import SegmentationData, Streets
 from crosscoop.network import create_network
 from crosscoop.training.loss import CrossEntropy
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.training.task import CooperativeSegmentation
 
-PACKAGE = Path(package.__file__).parents[1]
 TWO = ranks(2)
 
 
@@ -76,9 +75,9 @@ def folder(tmp_path_factory):
     """What the two processes left, and `trained`, a run of one process."""
     folder = tmp_path_factory.mktemp("distributed")
     fit(folder / "trained")
-    process = subprocess.Popen(
+    process = Forked(
         [sys.executable, __file__, str(folder)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE)}, start_new_session=True,
+        start_new_session=True,
     )  # fmt: skip
     try:
         output, errors = process.communicate(timeout=600)

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import sys
+from functools import cache
 
 import numpy as np
 import onnx
@@ -45,6 +46,19 @@ def exported(run, tmp_path_factory):
     return {name: folder / f"best{format.suffix}" for name, format in FORMATS.items()}
 
 
+@pytest.fixture(scope="module")
+def loaded(exported):
+    """What each file holds, ready to run."""
+    return {name: format.read(exported[name])[0].eval() for name, format in FORMATS.items()}
+
+
+@cache
+def program_of(path):
+    """An exported program and the texts beside it."""
+    strings = dict.fromkeys(About.__dataclass_fields__, "")
+    return torch.export.load(path, extra_files=strings), strings
+
+
 @pytest.fixture
 def refused(capsys):
     """Runs an export that fails; gives the exit code, and what was printed."""
@@ -59,11 +73,10 @@ def refused(capsys):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("size", [(1, 32, 32), (2, 33, 65), (5, 17, 100), (1, 129, 64)])
-def test_parity_at_any_batch_and_size(run, exported, format, size):
-    network, loaded = read_network(run / "best.ckpt")[0].eval(), FORMATS[format].read(exported[format])[0].eval()
-    image = torch.rand(size[0], 3, *size[1:])
+def test_parity_at_any_batch_and_size(run, loaded, format, size):
+    network, image = read_network(run / "best.ckpt")[0].eval(), torch.rand(size[0], 3, *size[1:])
     with torch.no_grad():
-        expected, outputs = outputs_of(network(image)), outputs_of(loaded(image))
+        expected, outputs = outputs_of(network(image)), outputs_of(loaded[format](image))
     assert list(outputs) == ["top", "bottom", "ensemble"]
     for name, logits in outputs.items():
         assert torch.allclose(logits, expected[name], atol=1e-4)
@@ -75,9 +88,7 @@ def strings_of(path):
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             return file.metadata()
-    strings = dict.fromkeys(About.__dataclass_fields__, "")
-    torch.export.load(path, extra_files=strings)
-    return strings
+    return program_of(path)[1]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -112,7 +123,7 @@ def test_batch_norm_is_folded(exported, format):
     if format == "onnx":
         operations = [node.op_type for node in onnx.load(exported[format]).graph.node]
     else:
-        operations = [str(node.target) for node in torch.export.load(exported[format]).graph.nodes]
+        operations = [str(node.target) for node in program_of(exported[format])[0].graph.nodes]
     assert sum("conv" in operation.lower() for operation in operations) > 40
     assert not [operation for operation in operations if "norm" in operation.lower()]
 

@@ -10,15 +10,13 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from forks import Forked
 from tiny import PowerCut, assert_equal, crosscoop, fit, load
 from torch.nn.functional import dropout
 
-import crosscoop as package
 from crosscoop import Fusion
 from crosscoop.training.callbacks.last import StopSignals
 from crosscoop.training.task import CooperativeSegmentation
@@ -38,9 +36,8 @@ class Noisy(Fusion):
 def in_a_process(folder, options, prelude=""):
     """A training in a process of its own; `prelude` is code that it runs first."""
     code = f"import tiny, pathlib, test_interruption\n{prelude}\ntiny.fit(pathlib.Path({str(folder)!r}), {options!r})"
-    environment = {**os.environ, "PYTHONPATH": f"{Path(tiny.__file__).parent}:{Path(package.__file__).parents[1]}"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, start_new_session=True, text=True,
+    return Forked(
+        [sys.executable, "-c", code], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -126,7 +123,7 @@ def test_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(tmp_path,
     for _ in range(kills):
         process = in_a_process(parts, f"{options} --resume", "print('begun', flush=True)")
         process.stdout.readline()
-        time.sleep(moments.uniform(0.5, 6))
+        time.sleep(moments.uniform(0.2, 1))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     crosscoop("fit", "--run", parts, "--resume")

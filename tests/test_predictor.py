@@ -307,8 +307,10 @@ def test_help_needs_no_torch():
     assert "usage: crosscoop" in output and output.endswith("False\n")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("options", ["--version", "--help", "score --help"])
+@pytest.mark.parametrize(
+    ("options", "unbuffered"),
+    [("--version", ""), ("--version", "1"), ("--help", ""), ("--help", "1"), ("score --help", "")],
+)
 def test_nobody_reads_the_output(options, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does once it has enough

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny import crosscoop
+from tiny import ROOT, crosscoop
 
 from crosscoop.data import SegmentationData
 from crosscoop.data.dataset import VOID, Array
@@ -19,7 +19,7 @@ from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.datasets.voc import PascalVOC
 from crosscoop.data.images import write_mask
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = ROOT.parent / "shared" / "data"
 FRAMES = ("aachen/aachen_000000_000019", "aachen/aachen_000001_000019", "ulm/ulm_000000_000019")
 NAMES = ("2007_000032", "2007_000033", "2007_000042")
 SIZE = (24, 40)

@@ -14,6 +14,9 @@ from crosscoop.cli import main
 from crosscoop.data import Streets
 from crosscoop.data.dataset import Array
 
+ROOT = Path(__file__).parents[1]
+"""The repository's."""
+
 NETWORK = shlex.split("--network.branches=[test_resnet,test_byobnet] --network.channels 16 --network.separable true")
 DATA = shlex.split(
     "--data.dataset Streets --data.dataset.num_train 4 --data.dataset.num_val 3 --data.dataset.num_test 3 "
