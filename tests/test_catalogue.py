@@ -77,8 +77,6 @@ NETWORKS: dict[str, tuple[int, str, str, str]] = {
 }
 """The number of branches, and the options branches, strategy and fusion."""
 
-XFAIL = pytest.mark.xfail(strict=True, reason="summed backbones cannot be loaded yet")
-
 
 def test_catalogue_is_whole():
     strategies, fusions = ({network[place] for network in NETWORKS.values()} for place in (2, 3))
@@ -93,9 +91,7 @@ def labels_of(checkpoint: Path | str, image: Array) -> dict[str, Array]:
     return prediction.branch_labels
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=XFAIL if name == "summed backbones" else ()) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_network_goes_through_every_command(name: str, tmp_path: Path) -> None:
     number, branches, strategy, fusion = NETWORKS[name]
     run, image = tmp_path / "run", STREETS.samples("test")[0].image()
