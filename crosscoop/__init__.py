@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from crosscoop.version import __version__
 
 if TYPE_CHECKING:
+    from crosscoop.data import FileSample, Sample, SegmentationData, SegmentationDataset
     from crosscoop.evaluation.metrics import SegmentationMetric
     from crosscoop.network import (
         Branch,
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
         list_strategies,
     )
     from crosscoop.prediction.predictor import Prediction, Predictor, load
+    from crosscoop.training.loss import Loss
+    from crosscoop.training.objective import Objective
+    from crosscoop.training.task import CooperativeSegmentation
 else:
 
     def __getattr__(name: str) -> object:
-        """What is below, only when asked for: it brings torch along, which `crosscoop --help` does without."""
+        """Import a name only when it is asked for: torch comes along, which `crosscoop --help` does without."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"crosscoop.{ELSEWHERE.get(name, 'network')}"), name)
 
 
 ELSEWHERE = {
+    **dict.fromkeys(("FileSample", "Sample", "SegmentationData", "SegmentationDataset"), "data"),
     **dict.fromkeys(("Prediction", "Predictor", "load"), "prediction.predictor"),
+    "CooperativeSegmentation": "training.task",
+    "Loss": "training.loss",
+    "Objective": "training.objective",
     "SegmentationMetric": "evaluation.metrics",
 }
 """Modules of the names that do not come from `crosscoop.network`."""
@@ -38,11 +46,18 @@ ELSEWHERE = {
 __all__ = [
     "Branch",
     "CooperativeNetwork",
+    "CooperativeSegmentation",
     "DeepLabV3Plus",
+    "FileSample",
     "Fusion",
+    "Loss",
+    "Objective",
     "Point",
     "Prediction",
     "Predictor",
+    "Sample",
+    "SegmentationData",
+    "SegmentationDataset",
     "SegmentationMetric",
     "Strategy",
     "Walk",

@@ -8,6 +8,7 @@ from crosscoop.data.datasets.cityscapes import Cityscapes
 from crosscoop.data.datasets.folder import Folder
 from crosscoop.data.datasets.streets import Streets
 from crosscoop.data.datasets.voc import PascalVOC
+from crosscoop.data.samples import FileSample
 
 if TYPE_CHECKING:
     from crosscoop.data.datamodule import SegmentationData
@@ -26,6 +27,7 @@ __all__ = [
     "VOID",
     "CamVid",
     "Cityscapes",
+    "FileSample",
     "Folder",
     "PascalVOC",
     "Sample",
