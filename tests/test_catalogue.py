@@ -24,7 +24,7 @@ SUMMED = "[{backbone: [test_resnet, test_byobnet]}, test_resnet]"
 DEPTH = "[{backbone: test_resnet, depth: 4}, test_byobnet]"
 OWN = "[test_resnet, {backbone: test_byobnet, class_path: test_catalogue.Plain, init_args: {channels: 8}}]"
 TO_ONNX = ("three branches, both",)
-"""Slow to write; tests/test_export.py writes those of one and two branches."""
+"""Slow to write; tests/export/test_export.py writes those of one and two branches."""
 
 early_aspp = Strategy(["connection1", "aspp"], direction="bottom_to_top", detach=True)
 

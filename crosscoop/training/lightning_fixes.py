@@ -1,7 +1,7 @@
 """Every access to an undocumented name or file format of Lightning, jsonargparse and wandb, each with its reason.
 
-Versions seen: pytorch-lightning 2.6.6, jsonargparse 4.53, wandb 0.31. `tests/test_lightning_fixes.py` fails when an
-access breaks, and when one is no longer needed.
+Versions seen: pytorch-lightning 2.6.6, jsonargparse 4.53, wandb 0.31. `tests/training/test_lightning_fixes.py` fails
+when an access breaks, and when one is no longer needed.
 """
 
 import contextlib

@@ -23,7 +23,7 @@ AUXILIARY = "--model.objective Supervised --model.objective.auxiliary=[connectio
 AUXILIARY += "--model.objective.auxiliary_channels 8"
 
 MY_LOSS, DOCUMENTED_OBJECTIVE = re.findall(
-    r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "objectives.md").read_text(), re.DOTALL
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(), re.DOTALL
 )
 MY_OBJECTIVE = """
 import torch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-STUDY = runpy.run_path(str(Path(__file__).parents[1] / "docs/camvid-study/rebuild.py"))
+STUDY = runpy.run_path(str(Path(__file__).parents[2] / "docs/camvid-study/rebuild.py"))
 PAGES = [page.read_text("utf-8") for page in STUDY["PAGES"]]
 
 
