@@ -25,7 +25,11 @@ COMMANDS = (cli.main, tiny.crosscoop, Forked, ranks.in_ranks, subprocess)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that run commands or start processes, themselves or by way of a helper or a fixture."""
+    """Mark the tests that run commands or start processes, themselves or by way of a helper or a fixture.
+
+    Tests of loggers come last: a process that has used W&B cannot be forked.
+    """
+    items.sort(key=lambda item: item.path.name == "test_loggers.py")
     seen: dict[Any, bool] = {}
     for item in items:
         if isinstance(item, pytest.Function):

@@ -51,12 +51,12 @@ class Evaluator(nn.Module):
 
     def merge(self, other: "Evaluator") -> None:
         """Add what another evaluator of the same outputs and metrics has measured."""
-        for own, theirs in zip(self._all(), other._all(), strict=True):
+        for own, theirs in zip(self.every_metric(), other.every_metric(), strict=True):
             own.merge_state(theirs)
 
     def reset(self) -> None:
         """Forget all."""
-        for metric in self._all():
+        for metric in self.every_metric():
             metric.reset()
 
     def num_images(self) -> int:
@@ -83,7 +83,7 @@ class Evaluator(nn.Module):
     def _of(self, output: str) -> list[Metric]:
         return [cast(Metric, self.confusion[output]), *cast(Iterable[Metric], self.further[output])]
 
-    def _all(self) -> Iterator[Metric]:
+    def every_metric(self) -> Iterator[Metric]:
         yield self.images
         for output in self.confusion:
             yield from self._of(output)

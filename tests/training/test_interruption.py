@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -365,7 +366,7 @@ def test_checkpoint_before_a_runs_configuration_counts(tmp_path):
 
 def test_a_signal_told_twice_is_one(monkeypatch):
     signals, now = StopSignals(), 100.0
-    signals.is_child, signals.launcher = False, None
+    signals.is_child, signals.trainer = False, SimpleNamespace(strategy=SimpleNamespace(launcher=None))
     monkeypatch.setattr(time, "monotonic", lambda: now)
     signals._note(signal.SIGTERM, None)
     now = 100.2

@@ -182,7 +182,7 @@ def test_auxiliary_heads_are_optimised_with_the_heads_and_clipped_with_their_bra
     for name, branch in zip(("top", "bottom"), task.network.branches, strict=True):
         part = [*branch.parameters(), *task.objective.heads[name].parameters()]
         assert float(torch.stack([p.grad.square().sum() for p in part]).sum()) == pytest.approx(1, rel=1e-4)
-    task._trainer = SimpleNamespace(estimated_stepping_batches=2)
+    task._trainer = SimpleNamespace(estimated_stepping_batches=2, callbacks=[], world_size=1)
     heads = {id(p) for p in task.configure_optimizers()["optimizer"].param_groups[1]["params"]}
     assert heads >= {id(p) for p in task.objective.parameters()}
 
