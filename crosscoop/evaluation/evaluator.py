@@ -84,6 +84,7 @@ class Evaluator(nn.Module):
         return [cast(Metric, self.confusion[output]), *cast(Iterable[Metric], self.further[output])]
 
     def every_metric(self) -> Iterator[Metric]:
+        """Yield the metrics of all outputs, and the number of images."""
         yield self.images
         for output in self.confusion:
             yield from self._of(output)
