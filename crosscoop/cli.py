@@ -1,4 +1,4 @@
-"""The command line: what there is, and where to find it. It imports nothing heavy before a command is chosen."""
+"""The command line: each command and where it is implemented. Heavy imports wait until a command is chosen."""
 
 import importlib
 import os
@@ -13,21 +13,21 @@ COMMANDS = {
     "fit": ("crosscoop.commands.training:main", "Train a network."),
     "validate": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the validation split."),
     "test": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the test split."),
-    "predict": ("crosscoop.commands.predict:main", "Predict any images, a video, or a split of a data set."),
+    "predict": ("crosscoop.commands.predict:main", "Predict images, a video, or a split of a data set."),
     "export": ("crosscoop.commands.export:export", "Export a checkpoint to ONNX, torch.export or safetensors."),
-    "push": ("crosscoop.commands.push:push", "Put a checkpoint on the Hugging Face Hub."),
-    "score": ("crosscoop.commands.score:score", "Score label PNGs that any tool wrote."),
-    "submit": ("crosscoop.commands.submit:submit", "Pack label PNGs for the server of Cityscapes or PASCAL VOC."),
+    "push": ("crosscoop.commands.push:push", "Upload a checkpoint to the Hugging Face Hub."),
+    "score": ("crosscoop.commands.score:score", "Score label PNGs written by any tool."),
+    "submit": ("crosscoop.commands.submit:submit", "Pack label PNGs for the Cityscapes or PASCAL VOC server."),
     "check-data": ("crosscoop.commands.check_data:check_data", "Check every file of every split of a data set."),
-    "report": ("crosscoop.commands.report:report", "Show one run, or compare several, on one HTML page."),
-    "ablate": ("crosscoop.commands.ablate:ablate", "Train and test every cell of a grid, and write its table."),
+    "report": ("crosscoop.commands.report:report", "Summarise one run, or compare several, in one HTML page."),
+    "ablate": ("crosscoop.commands.ablate:ablate", "Train and test every cell of a grid, and write its tables."),
     "prepare-data": ("crosscoop.commands.prepare_data:prepare_data", "Decode a data set once, for faster training."),
     "prepare-trainaug": (
         "crosscoop.commands.prepare_trainaug:prepare_trainaug",
         "Prepare PASCAL VOC's trainaug split (10,582 images) from SBD.",
     ),
 }
-"""Where each command is: a `main` that reads its options itself, or a function that is run by its signature."""
+"""Location of each command: a `main` that parses its own options, or a function whose signature defines them."""
 
 USAGE = """\
 crosscoop: semantic segmentation with cooperating branches (Ikedo and Hotta, VISAPP 2022)
@@ -36,7 +36,7 @@ usage: crosscoop COMMAND [options]
 
 {commands}
 
-crosscoop COMMAND --help explains a command's options.
+crosscoop COMMAND --help lists a command's options.
 First steps: crosscoop fit --config configs/demo.yaml --run runs/demo
              crosscoop test --run runs/demo
 """
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command.
 
     Args:
-        arguments: The command and its options; None takes the process's own.
+        arguments: The command and its options; None takes them from `sys.argv`.
     """
     try:
         try:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
-        raise SystemExit(141) from None  # as a program that SIGPIPE ended
+        raise SystemExit(141) from None  # the exit code of a program that SIGPIPE ended
 
 
 def _run(arguments: Sequence[str] | None) -> None:
@@ -77,12 +77,12 @@ def _run(arguments: Sequence[str] | None) -> None:
         similar = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {similar[0]}?" if similar else ""
         fail(f"got the command {command!r}, expected one of {', '.join(COMMANDS)}.{hint} See crosscoop --help.")
-    sys.path.insert(0, "")  # class paths and modules of the user's working directory
+    sys.path.insert(0, "")  # class paths may name modules in the working directory
     module, _, name = COMMANDS[command][0].partition(":")
     try:
         options = [_expanded(option) for option in options]
         function = getattr(importlib.import_module(module), name)
-        if name == "main":  # it reads its options itself
+        if name == "main":  # it parses its own options
             function([command, *options])
         else:
             from crosscoop.commands.options import run
@@ -90,19 +90,19 @@ def _run(arguments: Sequence[str] | None) -> None:
             run(function, command, options)
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
-            raise SystemExit(130) from None  # Lightning says 1
+            raise SystemExit(130) from None  # Lightning exits with 1
         raise
     except CrosscoopError as error:
-        # From a data loader's worker the message arrives at the end of that process's stack trace.
+        # An error in a data loader's worker arrives with that process's stack trace in front of the message.
         fail(str(error).rpartition("crosscoop.errors.CrosscoopError: ")[2].strip())
     except OSError as error:
         if not (error.errno and error.filename):
             raise
-        fail(f"{error.filename}: {error.strerror}; expected a file or folder that can be read and written there.")
+        fail(f"{error.filename}: {error.strerror}; expected a file or folder that can be read and written.")
 
 
 def _expanded(option: str) -> str:
-    """Resolve `~` and variables in an option, where a shell does not: quoted, or behind `=`."""
+    """Expand `~` and variables in an option where a shell does not: in quotes, or after `=`."""
     from crosscoop.files import expanded
 
     name, equals, value = option.partition("=") if option.startswith("--") else ("", "", option)
@@ -110,7 +110,7 @@ def _expanded(option: str) -> str:
 
 
 def _reader_has_gone() -> bool:
-    """Whether nobody reads our output any more, as behind `| head`; what is left of it is dropped."""
+    """Return whether stdout was closed, as by `| head`; if so, discard the remaining output."""
     output = select.poll()
     output.register(1, select.POLLOUT)
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
@@ -120,6 +120,6 @@ def _reader_has_gone() -> bool:
 
 
 def fail(message: str) -> None:
-    """End with a message and exit code 2."""
+    """Print an error message and exit with code 2."""
     print(f"crosscoop: error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -1,1 +1,1 @@
-"""Checkpoints of `crosscoop fit`: what they hold, and whether they fit."""
+"""Checkpoints of `crosscoop fit`: their contents, and whether they fit."""

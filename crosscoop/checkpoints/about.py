@@ -1,4 +1,4 @@
-"""What a file with a network says about it: all that is needed to use it, and to judge it."""
+"""The description stored with a network: all that is needed to use and to judge it."""
 
 import json
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from crosscoop.network.outputs import output_names
 
 @dataclass(frozen=True)
 class About:
-    """The description that an exported network carries.
+    """Description stored with an exported network.
 
     Attributes:
-        version: Of the crosscoop that wrote it.
+        version: Version of crosscoop that wrote it.
         network: The arguments of `create_network`, without `pretrained`.
-        normalisation: Mean and standard deviation that each branch applies itself, by its name: an entry for each of
-            its backbones.
-        outputs: The outputs' names, in order.
+        normalisation: Mean and standard deviation that each branch applies to its input, by branch name: one entry per
+            backbone.
+        outputs: Names of the outputs, in order.
         class_names: One name per class.
         palette: One RGB colour per class.
-        resize: Height and width that the images had in training; None for their own.
-        dataset: The name of the data set that it was trained on.
-        figures: Its figures as in `metrics.json`, with their protocol; None where they are not known.
+        resize: Height and width of the images in training; None if they were not resized.
+        dataset: Name of the data set that it was trained on.
+        figures: Its metrics as in `metrics.json`, with their protocol; None if unknown.
         upsampled: Whether the logits have the image's size, instead of a quarter of it.
-        input: What the network takes.
+        input: Format of the network's input.
     """
 
     version: str
@@ -44,15 +44,15 @@ class About:
     input: str = "image (N, 3, H, W): RGB in [0, 1], float32, any size; normalised inside the network"
 
     def to_strings(self) -> dict[str, str]:
-        """Each field as JSON."""
+        """Return each field as JSON."""
         return {key: json.dumps(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_strings(cls, path: str | Path, strings: Mapping[str, str]) -> "About":
-        """Read the fields of a file.
+        """Create a description from a file's metadata.
 
         Raises:
-            CrosscoopError: Some are missing.
+            CrosscoopError: Some fields are missing.
         """
         try:
             values = {field.name: json.loads(strings[field.name]) for field in fields(cls)}
@@ -65,17 +65,17 @@ class About:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "About":
-        """Make it of its fields as JSON gives them."""
+        """Create a description from its fields as decoded from JSON."""
         return cls(**{**values, "palette": [(color[0], color[1], color[2]) for color in values["palette"]]})
 
 
 def about_checkpoint(path: str | Path, content: Mapping[str, Any], network: CooperativeNetwork) -> About:
-    """The description of a checkpoint's network.
+    """Return the description of a checkpoint's network.
 
     Args:
-        path: Where the checkpoint lies.
-        content: What `read_checkpoint` gives.
-        network: The network that it holds.
+        path: Path of the checkpoint.
+        content: Its contents, from `read_checkpoint`.
+        network: The network in it.
     """
     from crosscoop.version import __version__
 
@@ -98,7 +98,7 @@ def about_checkpoint(path: str | Path, content: Mapping[str, Any], network: Coop
 
 
 def _figures(path: Path, content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The figures of a run's best checkpoint: of its last test or validation, else those that made it the best."""
+    """Return the metrics of a run's best checkpoint: of its last evaluation, else those that made it the best."""
     record = path.with_name("metrics.json")
     if path.name == "best.ckpt" and record.is_file():
         figures: dict[str, Any] = json.loads(record.read_text("utf-8"))

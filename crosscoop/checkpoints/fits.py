@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits where it is to go; if not, what differs and which option helps."""
+"""Whether a checkpoint fits its use; if not, what differs and which option resolves it."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
 
 RESTORED = ("optimizer", "scheduler", "heads_lr_multiplier")
-"""Options of `model` that a checkpoint brings back when training goes on: other values would have no effect."""
+"""Options of `model` that a resumed training restores from its checkpoint: other values would have no effect."""
 
 
 def check_fits(
@@ -24,20 +24,20 @@ def check_fits(
     weights: Mapping[str, Tensor],
     training: bool,
 ) -> None:
-    """Refuses a checkpoint of other classes or weights, and to go on training under other options of the network.
+    """Refuse a checkpoint with other classes or weights, and to resume training with other network options.
 
-    An evaluation under other options of the network, where the weights fit, is only pointed out: it was asked for.
+    An evaluation with other network options, to which the weights fit, only prints a note: it was asked for.
 
     Args:
         path: The checkpoint.
         config: The command's configuration.
-        class_names: The names of the data's classes.
-        weights: What the checkpoint's weights are to replace, by name. An evaluation replaces those of the network
-            alone.
-        training: Whether training goes on from it.
+        class_names: The class names of the data set.
+        weights: The weights that the checkpoint's are to replace, by name. An evaluation replaces only those of the
+            network.
+        training: Whether training resumes from it.
 
     Raises:
-        CrosscoopError: It does not fit, or is no checkpoint of ours.
+        CrosscoopError: The checkpoint does not fit, or `crosscoop fit` did not write it.
     """
     content = read_checkpoint(path)
     about = content["crosscoop"]
@@ -49,7 +49,7 @@ def check_fits(
         was, now = about["class_names"], class_names
         raise CrosscoopError(
             f"{path}: got a checkpoint of {len(was)} classes ({shorten(was)}), expected the {len(now)} classes of "
-            f"data.dataset ({shorten(now)}), in this order. Give the data of its training: {_data(before)}."
+            f"data.dataset ({shorten(now)}), in this order. Use the data set it was trained on: {_data(before)}."
         )
     parts = ("network.", "objective.") if training else ("network.",)
     stored, wanted = (
@@ -60,33 +60,34 @@ def check_fits(
         key = wrong[0]
         if key.startswith("objective."):
             found += differences(before.get("model") or {}, config["model"], "model", ["objective"])
-        found = found or ["- none of its options: was the code of a backbone or fusion operator changed?"]
+        found = found or ["- none of the options: the code of a backbone or fusion operator may have changed"]
         lines = [
-            f"{path}: got weights that do not fit the network, {len(wrong)} of {len(wanted)}, such as {key} "
-            f"{stored.get(key, '(missing)')}, expected {wanted.get(key, 'none')}. What differs from its training"
+            f"{path}: {len(wrong)} of {len(wanted)} weights do not fit the network: got {key} "
+            f"{stored.get(key, '(missing)')}, expected {wanted.get(key, 'none')}. Differences from its training"
             f"{written_by(about)}:",
             *found,
         ]
         raise CrosscoopError("\n".join(lines))
     if found and training:
         raise CrosscoopError(
-            f"{path}: got options that differ from those of its training, expected the same to go on with; for others "
-            "train anew, into another --run.\n" + "\n".join(found)
+            f"{path}: got options that differ from those of its training, expected the same to resume it. To change "
+            "them, train again with another --run.\n" + "\n".join(found)
         )
     if found:
         print(
-            "\n".join([f"{path} was trained with other options; evaluating with those given:", *found]), file=sys.stderr
+            "\n".join([f"{path} was trained with other options; evaluating with the current ones:", *found]),
+            file=sys.stderr,
         )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], group: str, keys: Any) -> list[str]:
-    """A line for each option that differs, with the words that give it its old value.
+    """Return a line for each option that differs, with the argument that restores its old value.
 
     Args:
-        before: The options of a group in training.
-        now: The present ones.
+        before: A group's options in training.
+        now: Its current options.
         group: The group's name.
-        keys: Which to compare; one that either side lacks, as another version may, is left out.
+        keys: The options to compare; those that one side lacks, as another version may, are left out.
     """
     lines = []
     for key in now:
@@ -98,4 +99,4 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], group: str, k
 
 def _data(config: Mapping[str, Any]) -> str:
     dataset = (config.get("data") or {}).get("dataset") or {}
-    return f"--data.dataset {dataset.get('class_path', '...')}, and its options as in the checkpoint's config.yaml"
+    return f"--data.dataset {dataset.get('class_path', '...')}, with its options as in the checkpoint's config.yaml"

@@ -15,14 +15,14 @@ from crosscoop.network.create import create_network
 
 
 def read_checkpoint_network(path: str | Path) -> tuple[nn.Module, About]:
-    """The network that a checkpoint holds, and what the file says about it.
+    """Return the network in a checkpoint, and its description.
 
     Raises:
-        CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
+        CrosscoopError: The file does not exist, `crosscoop fit` did not write it, or its weights do not fit.
     """
     content = read_checkpoint(path)
     own = content["crosscoop"]
-    options = {**own["config"]["network"], "pretrained": False}  # the checkpoint brings all weights
+    options = {**own["config"]["network"], "pretrained": False}  # the checkpoint contains all weights
     network = create_network(**options, num_classes=len(own["class_names"]))
     weights = [(key, value) for key, value in content["state_dict"].items() if key.startswith("network.")]
     try:
@@ -30,8 +30,8 @@ def read_checkpoint_network(path: str | Path) -> tuple[nn.Module, About]:
     except RuntimeError as error:
         mismatch = shorten(str(error).partition("\n")[2], 300)
         raise CrosscoopError(
-            f"{path}{written_by(own)}: its weights do not fit the network that its configuration gives "
-            f"({mismatch}). Keep the code of its backbones and its fusion as it was in training."
+            f"{path}{written_by(own)}: its weights do not fit the network that its configuration describes "
+            f"({mismatch}). Restore the code of its backbones and fusion operator as it was in training."
         ) from error
     return network, about_checkpoint(path, content, network)
 
@@ -39,50 +39,52 @@ def read_checkpoint_network(path: str | Path) -> tuple[nn.Module, About]:
 def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
     """Return the checkpoint that an option names.
 
-    A run without `best.ckpt`, in which nothing was validated, has its `last.ckpt` instead; a line on stderr says so.
+    A run without `best.ckpt`, in which nothing was validated, falls back to `last.ckpt`, with a note on stderr.
 
     Args:
         ckpt_path: A checkpoint.
         run: A run's folder.
 
     Raises:
-        CrosscoopError: None is named, or both.
+        CrosscoopError: Neither is given, or both.
     """
     if bool(ckpt_path) == bool(run):
         raise CrosscoopError(
-            f"got {'both' if run else 'neither'}, expected either a checkpoint or --run FOLDER, to take its best.ckpt."
+            f"got {'both' if run else 'neither'}, expected either a checkpoint or --run FOLDER (uses its best.ckpt)."
         )
     best, last = Path(ckpt_path or f"{run}/best.ckpt"), Path(f"{run}/last.ckpt")
     if ckpt_path or best.exists() or not last.exists():
         return best
-    print(f"{run} has no best.ckpt: taking {last}, the weights of the last step.", file=sys.stderr)
+    print(f"{run} has no best.ckpt: using {last}, the weights of the last step.", file=sys.stderr)
     return last
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours; beside Lightning's, `crosscoop` with `config`, `class_names`, `palette`.
+    """Return the contents of a checkpoint that `crosscoop fit` wrote.
+
+    Beside Lightning's entries, `crosscoop` contains `config`, `class_names` and `palette`.
 
     Raises:
-        CrosscoopError: There is no such file, or it is no checkpoint of ours.
+        CrosscoopError: The file does not exist, or `crosscoop fit` did not write it.
     """
     if not Path(path).is_file():
-        raise CrosscoopError(f"no checkpoint {path}. Give the file that `crosscoop fit` wrote, such as best.ckpt.")
+        raise CrosscoopError(f"no checkpoint {path}. Give a file that `crosscoop fit` wrote, such as best.ckpt.")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         content["state_dict"].keys(), content["crosscoop"]["config"]["network"], content["crosscoop"]["class_names"]
-    except Exception as error:  # a file from anywhere: torch and pickle raise nearly all there is
+    except Exception as error:  # untrusted input: torch and pickle may raise almost anything
         raise CrosscoopError(
             f"{path} is not a checkpoint that `crosscoop fit` wrote ({type(error).__name__}); expected its best.ckpt "
-            "or last.ckpt. What crosscoop export wrote goes with crosscoop predict."
+            "or last.ckpt. Use files that crosscoop export wrote with crosscoop predict."
         ) from error
     return content
 
 
 def written_by(about: Mapping[str, Any]) -> str:
-    """Which version wrote a checkpoint, in brackets, if it was another one.
+    """Return which version wrote a checkpoint, in brackets; empty if it was this one.
 
     Args:
-        about: What the checkpoint holds under `crosscoop`.
+        about: The checkpoint's entry `crosscoop`.
     """
     from crosscoop.version import __version__
 

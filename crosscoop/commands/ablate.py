@@ -1,4 +1,4 @@
-"""`crosscoop ablate`."""
+"""`crosscoop ablate`: a grid of runs, trained, tested and tabulated."""
 
 import sys
 from pathlib import Path
@@ -26,27 +26,27 @@ def ablate(
     tables: bool = False,
     sweep: str | None = None,
 ) -> None:
-    """Train and test every cell of a grid, and write its table.
+    """Train and test every cell of a grid, and write its tables.
 
-    The same command resumes after any interruption: finished cells stay, interrupted ones resume from their last
-    checkpoint. Started on several machines with one shared folder, each takes cells that no other has; no two ever run
-    the same one (the folder's file system must know file locks). As a SLURM array:
-    `sbatch --array=0-41 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'` (the numbers are
-    those of GRID as it is when a task starts: leave it as it is until all have).
+    The same command resumes after any interruption: finished cells are kept, interrupted ones resume from their last
+    checkpoint. Started on several machines with one shared folder, each machine takes cells that no other has taken;
+    no cell runs twice (the folder's file system must support file locks). As a SLURM array:
+    `sbatch --array=0-41 --wrap 'crosscoop ablate --grid GRID --runs RUNS --cell $SLURM_ARRAY_TASK_ID'` (each task reads
+    the cell numbers from GRID when it starts: do not edit GRID until all tasks have started).
 
     Args:
-        runs: Folder of the runs: a folder per row, in it one per seed, and the tables.
-        grid: The ablation's YAML; once RUNS exists it may be left out.
-        workers: Cells that run at once on this machine.
-        cell: Run this cell alone, by its name as --dry-run lists it (cross/seed0), or by its number.
-        dry_run: List the cells with their parameters, multiply-adds and estimated time, and run none of them.
+        runs: Folder of the runs: one folder per row, with one folder per seed in it, and the tables.
+        grid: The ablation's YAML; may be omitted once RUNS exists.
+        workers: Number of cells that run in parallel on this machine.
+        cell: Run only this cell, by its name as listed by --dry-run (cross/seed0), or by its number.
+        dry_run: List the cells with their parameters, multiply-adds and estimated time, without running them.
         retry: Run the failed cells again.
-        tables: Only write the tables again, from what the run folders hold.
-        sweep: Write a W&B sweep to this YAML file, in which each agent takes cells of this grid, and run none.
+        tables: Only write the tables again, from the run folders.
+        sweep: Only write a W&B sweep to this YAML file; its agents run the cells of the grid.
 
     Raises:
-        CrosscoopError: The grid cannot be read, the folder's runs are of another configuration, or a cell failed or
-            was stopped.
+        CrosscoopError: The grid cannot be read, the folder's runs have another configuration, or a cell failed or was
+            stopped.
     """
     folder = Path(runs)
     if workers < 1:
@@ -73,53 +73,53 @@ def ablate(
         print(f"Tables: {', '.join(map(str, files))}")
     if stopped:
         raise CrosscoopError(
-            f"Stopped from outside, with their state saved: {', '.join(stopped)}. To go on: "
+            f"Stopped from outside, with their state saved: {', '.join(stopped)}. To resume: "
             f"crosscoop ablate --runs {folder}"
         )
     if failed := [each.label for each in chosen if state(ablation, each) == "failed"]:
         reasons = "\n".join(f"  {label}: {(folder / label / 'failed.txt').read_text().strip()}" for label in failed)
         raise CrosscoopError(
-            f"{len(failed)} of {len(chosen)} cells failed:\n{reasons}\nTheir whole words: log.txt in their folders. To "
-            f"run them again: crosscoop ablate --runs {folder} --retry"
+            f"{len(failed)} of {len(chosen)} cells failed:\n{reasons}\nFull logs: log.txt in their folders. To run "
+            f"them again: crosscoop ablate --runs {folder} --retry"
         )
 
 
 def _open(folder: Path, grid: Path | None) -> Ablation:
     kept = folder / "ablation.yaml"
     if grid is None and not kept.is_file():
-        raise CrosscoopError(f"--grid: got none, and {folder} holds no ablation; expected the YAML of an ablation.")
+        raise CrosscoopError(f"--grid: got none, and {folder} contains no ablation; expected the YAML of an ablation.")
     return read_ablation(grid or kept)
 
 
 def _check_given(ablation: Ablation, cells: list[Cell]) -> None:
-    """A folder's runs are of one ablation: nobody mixes them by a later edit of the YAML."""
+    """Refuse a grid whose configurations differ from those of its existing runs, as after an edit of the YAML."""
     for cell in cells:
         given = cell.folder / "given.yaml"
         trained = given.is_file() and any((cell.folder / name).is_file() for name in ("last.ckpt", "cost.json"))
         if trained and load_yaml(given) != cell.config:
             raise CrosscoopError(
-                f"{cell.folder} was trained with another configuration ({given}) than the grid gives it now. Give "
-                "another folder with --runs, another name to the row, or remove that folder."
+                f"{cell.folder} was trained with another configuration ({given}) than the grid now specifies. Give "
+                "another folder with --runs, rename the row, or remove that folder."
             )
         for name, folder in tests(ablation, cell).items():
             given = folder / "given.yaml"
             tested = given.is_file() and (folder / "metrics.json").is_file()
             if tested and load_yaml(given) != given_test(ablation, name):
                 raise CrosscoopError(
-                    f"{folder} was tested with another checkpoint or other options ({given}) than the grid gives now. "
-                    "Give the test another name, or remove that folder to test again."
+                    f"{folder} was tested with another checkpoint or other options ({given}) than the grid now "
+                    "specifies. Rename the test, or remove that folder to test again."
                 )
 
 
 def _work(ablation: Ablation, cells: list[Cell], folder: Path, workers: int, retry: bool) -> list[str]:
-    """Run the cells; those that something outside of us stopped."""
+    """Run the cells, and return the labels of those that were stopped from outside."""
     if retry:
         for cell in cells:
             (cell.folder / "failed.txt").unlink(missing_ok=True)
     try:
         states = Workers(ablation, cells, folder, workers).run()
     except (KeyboardInterrupt, SystemExit) as stop:
-        print(f"\nTo go on: crosscoop ablate --runs {folder}", file=sys.stderr)
+        print(f"\nTo resume: crosscoop ablate --runs {folder}", file=sys.stderr)
         raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     print()
     if elsewhere := [label for label, word in states.items() if word == ELSEWHERE]:
@@ -150,8 +150,8 @@ def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:
         table.add_row(str(i), cell.label, f"[{STYLES[word]}]{word}", *counts, "-" if time is None else duration(time))
     crops = " or ".join(sorted({f"{cost.crop_size} x {cost.crop_size}" for cost in costs.values()}))
     table.caption = (
-        f"MACs of one {crops} crop. Time: one crop's pass, measured here, times crops; without evaluation and data, "
-        f"unknown where the data is not here. All that is not done: {duration(left / workers)} with {workers} "
+        f"MACs of one {crops} crop. Time: measured here for one crop, times the number of crops; without evaluation "
+        f"and data loading, and unknown if the data is missing. Total left: {duration(left / workers)} with {workers} "
         f"worker{'s' * (workers > 1)}."
     )
     Console().print(table)
@@ -160,7 +160,7 @@ def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:
 
 
 def _write_sweep(path: Path, folder: Path, ablation: Ablation, cells: list[Cell]) -> None:
-    """A sweep whose only parameter is the cell: resuming, locks and tables stay as everywhere."""
+    """Write a sweep whose only parameter is the cell; resuming, locks and tables work as without it."""
     folder.mkdir(parents=True, exist_ok=True)
     ablation.save(folder / "ablation.yaml")
     content = {
@@ -170,4 +170,4 @@ def _write_sweep(path: Path, folder: Path, ablation: Ablation, cells: list[Cell]
         "command": ["${env}", "crosscoop", "ablate", "--runs", str(folder.resolve()), "${args}"],
     }
     write_yaml(path, content)
-    print(f"Sweep: {path}. Start it with: wandb sweep {path}, then on each machine the wandb agent that it names.")
+    print(f"Sweep: {path}. Start it with: wandb sweep {path}, then run the wandb agent that it names on each machine.")

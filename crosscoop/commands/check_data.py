@@ -1,4 +1,4 @@
-"""`crosscoop check-data`: every file of a data set, looked at before it costs a training."""
+"""`crosscoop check-data`: a check of every file of a data set, before you spend a training run on it."""
 
 import os
 import sys
@@ -26,27 +26,27 @@ from crosscoop.files import shorten, write_json
 
 
 def check_data(data: SegmentationData, workers: int | None = None, output: str | None = None, show: int = 10) -> None:
-    """Look for faults in a data set, at every image and mask of its training, validation and test split.
+    """Check every image and mask of a data set's training, validation and test splits for faults.
 
       crosscoop check-data --config configs/voc/parts/data.yaml
       crosscoop check-data --data.dataset CamVid --data.dataset.root data/camvid --output camvid.json
 
-    Faults are: a file that is missing, empty or damaged, a mask of another size than its image, a mask that is lossy,
-    holds values or colours of no class, or contradicts the colours of the classes, a training image without a mask, a
-    class of which the training masks show no pixel, a number of images that is not the official one, and the same image
-    (pixel by pixel) twice in a split or in two splits. Noted are names that occur in two splits for different images,
-    classes that another split does not have, files of several pages, images that EXIF turns upside down or mirrors and
-    whose masks it does not, and 16-bit images that are dark because they do not use all bits. The exit code is 0
-    without faults, 1 with faults, 2 if there is nothing to look at or an option is wrong.
+    Faults are: a missing, empty or damaged file; a mask of another size than its image; a mask that is lossy, contains
+    values or colours without a class, or contradicts the colours of the classes; a training image without a mask; a
+    class without a pixel in the training masks; a number of images other than the official one; and the same image
+    (pixel by pixel) twice in a split or in two splits. Notes report names shared by different images of two splits,
+    classes missing from another split, files with several pages, images that EXIF mirrors or turns upside down without
+    their masks, and 16-bit images that are dark because they do not use all bits. The exit code is 0 without faults, 1
+    with faults, and 2 if there is nothing to check or an option is wrong.
 
     Args:
-        data: The data set, usually from --config; single options win over it, such as --data.dataset.root FOLDER.
-        workers: Number of processes; by default one per core. 0 works in this one.
+        data: The data set, usually from --config; single options override it, such as --data.dataset.root FOLDER.
+        workers: Number of processes; by default one per core. 0 uses the main process.
         output: A JSON file for the report, with all faults.
-        show: How many faults of a kind to print.
+        show: Maximum number of faults of a kind to print.
 
     Raises:
-        CrosscoopError: No split could be found.
+        CrosscoopError: No split was found.
         SystemExit: With code 1 if there are faults, with 130 after Ctrl-C.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
@@ -58,7 +58,7 @@ def check_data(data: SegmentationData, workers: int | None = None, output: str |
     try:
         looks = look_at(splits, dataset, workers)
     except KeyboardInterrupt:
-        print("\nInterrupted: not all files were looked at, no report.", file=sys.stderr)
+        print("\nInterrupted: not all files were checked, no report.", file=sys.stderr)
         raise SystemExit(130) from None
     faults += [fault for look in looks for fault in look.faults]
     faults += count_faults(splits, dataset) + class_faults(looks, dataset) + repeated(looks)
@@ -68,7 +68,7 @@ def check_data(data: SegmentationData, workers: int | None = None, output: str |
         try:
             write_json(Path(output), record)
         except OSError as error:
-            raise CrosscoopError(f"output: got {output} ({error}), expected a file that can be written.") from error
+            raise CrosscoopError(f"output: got {output} ({error}), expected a writable file.") from error
         print(f"Report: {output}")
     if faults:
         raise SystemExit(1)
@@ -76,16 +76,16 @@ def check_data(data: SegmentationData, workers: int | None = None, output: str |
 
 @dataclass
 class Look:
-    """What was seen of one sample.
+    """Findings about one sample.
 
     Attributes:
         split: Its split.
         name: Its name.
-        files: Its files, or its name if it is none of files.
-        faults: What is wrong with it.
-        digest: What tells its image from any other; empty if it could not be read.
-        pixels: Pixels of each mask value, 256 numbers; empty without a mask that could be used.
-        notes: What is peculiar about its files.
+        files: Its files, or its name if it does not consist of files.
+        faults: Its faults.
+        digest: Hash of its image; empty if the image could not be read.
+        pixels: Number of pixels of each mask value, 256 numbers; empty without a usable mask.
+        notes: Peculiarities of its files.
     """
 
     split: str
@@ -98,17 +98,17 @@ class Look:
 
 
 class Looks(Dataset[Look]):
-    """Looks at samples, one by one, in the workers of a data loader."""
+    """Findings about samples, computed one by one in the workers of a data loader."""
 
     def __init__(self, samples: Sequence[tuple[str, Sample]], num_classes: int, train_split: str) -> None:
         self.samples, self.num_classes, self.train_split = samples, num_classes, train_split
 
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Look:
-        """What is seen of a sample. Any exception is a fault: a user's own data set may raise what it will."""
+        """Check a sample. Any exception is a fault: a user-defined data set may raise anything."""
         split, sample = self.samples[index]
         look = Look(split, sample.name, files_of(sample))
 
@@ -128,7 +128,7 @@ class Looks(Dataset[Look]):
             fault("unusable mask", error)
             return look
         if mask is None and split == self.train_split:
-            fault("no mask", f"{sample.name}: got no mask, expected one in the split to train on. Add it.")
+            fault("no mask", f"{sample.name}: got no mask, expected one in the training split. Add it.")
         if image is not None:
             try:
                 check_pair(sample, image, mask)
@@ -144,7 +144,7 @@ class Looks(Dataset[Look]):
 
 
 def find_splits(dataset: SegmentationDataset) -> tuple[dict[str, Sequence[Sample]], list[Fault]]:
-    """The samples of the splits that are trained on or evaluated, and what is wrong with the splits as such.
+    """Return the samples of the splits for training and evaluation, and the faults of the splits as such.
 
     Raises:
         CrosscoopError: There is no split.
@@ -154,7 +154,7 @@ def find_splits(dataset: SegmentationDataset) -> tuple[dict[str, Sequence[Sample
     for split in dict.fromkeys((dataset.train_split, dataset.val_split, dataset.test_split)):
         try:
             splits[split] = dataset.samples(split)
-        except MissingFilesError as error:  # each will be named
+        except MissingFilesError as error:  # each becomes a fault of its own
             splits[split] = error.samples
         except SplitError as error:
             splits[split] = error.samples
@@ -167,15 +167,15 @@ def find_splits(dataset: SegmentationDataset) -> tuple[dict[str, Sequence[Sample
 
 
 def look_at(splits: Mapping[str, Sequence[Sample]], dataset: SegmentationDataset, workers: int) -> list[Look]:
-    """Look at every sample, in several processes."""
+    """Check every sample, in several processes."""
     samples = [(split, sample) for split in splits for sample in splits[split]]
     looks = Looks(samples, dataset.num_classes, dataset.train_split)
     loader = DataLoader(looks, batch_size=None, num_workers=min(workers, len(samples)))
-    return list(track(loader, "Looking at every file", total=len(samples), transient=True))
+    return list(track(loader, "Checking every file", total=len(samples), transient=True))
 
 
 def count_faults(splits: Mapping[str, Sequence[Sample]], dataset: SegmentationDataset) -> list[Fault]:
-    """Splits that are not as large as the official ones."""
+    """Return the faults of splits whose number of images is not the official one."""
     faults = []
     for split, samples in splits.items():
         official = dataset.official_sizes.get(split, len(samples))
@@ -188,7 +188,7 @@ def count_faults(splits: Mapping[str, Sequence[Sample]], dataset: SegmentationDa
 
 
 def class_faults(looks: Sequence[Look], dataset: SegmentationDataset) -> list[Fault]:
-    """Return the fault of classes that the split to train on does not show, if any of its masks can be used."""
+    """Return the fault of classes missing from the training split, if any of its masks is usable."""
     split = dataset.train_split
     counted = [np.array(look.pixels) for look in looks if look.split == split and look.pixels]
     pixels = sum(counted, np.zeros(256, np.int64))
@@ -196,7 +196,7 @@ def class_faults(looks: Sequence[Look], dataset: SegmentationDataset) -> list[Fa
     if not (counted and absent):
         return []
     message = (
-        f"{split}: got no pixel of {shorten(absent, 8)}, expected every class in the split to train on. Add images "
+        f"{split}: got no pixel of {shorten(absent, 8)}, expected every class in the training split. Add images "
         "that show them, or leave out the classes."
     )
     fault = nothing_to_learn(split, pixels, dataset.class_names)
@@ -204,7 +204,7 @@ def class_faults(looks: Sequence[Look], dataset: SegmentationDataset) -> list[Fa
 
 
 def repeated(looks: Sequence[Look]) -> list[Fault]:
-    """Images that are the same pixel by pixel, in one split or in two."""
+    """Return the faults of images that are the same pixel by pixel, in one split or in two."""
     groups = defaultdict(list)
     for look in looks:
         if look.digest:
@@ -226,7 +226,7 @@ def to_record(
     looks: Sequence[Look],
     faults: Sequence[Fault],
 ) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """Return the contents of the JSON file."""
     classes = list(dataset.class_names)
     record: dict[str, Any] = {"dataset": type(dataset).__name__, "class_names": classes, "splits": {}}
     notes = []
@@ -256,7 +256,7 @@ def to_record(
 
 
 def show_report(record: Mapping[str, Any], dataset: SegmentationDataset, show: int) -> None:
-    """Print the report: the splits, the classes, and the faults by kind, so many of each."""
+    """Print the report: the splits, the classes, and up to `show` faults of each kind."""
     console, splits = Console(), record["splits"]
     table = Table("split", title=f"{record['dataset']}: {dataset.num_classes} classes")
     for heading in ("images", "official", "with a usable mask", "with faults"):
@@ -266,7 +266,7 @@ def show_report(record: Mapping[str, Any], dataset: SegmentationDataset, show: i
         table.add_row(split, *("-" if figure is None else str(figure) for figure in figures))
     console.print(table)
 
-    table = Table("class", caption="per cent of the labelled pixels, and number of images")
+    table = Table("class", caption="share of the labelled pixels (%), and number of images")
     for split in splits:
         table.add_column(split, justify="right")
         table.add_column("images", justify="right")

@@ -35,29 +35,29 @@ def export(
 ) -> None:
     """Export a checkpoint: crosscoop export best.ckpt --format onnx.
 
-    The file takes images (N, 3, H, W) of any batch and size, RGB in [0, 1] as float32, and gives logits
-    (N, num_classes, H, W) by output name. Each branch normalises its input inside the file. Its metadata hold class
-    names, colours, normalisation, and the figures with their protocol, as JSON. Batch norm is folded into convolutions
-    in onnx and torch_export; safetensors holds the weights as they are.
+    The exported network maps images (N, 3, H, W) of any batch and image size, RGB in [0, 1] as float32, to logits
+    (N, num_classes, H, W) by output name. The normalisation of each branch is included. The metadata contains class
+    names, colours, normalisation, and the metrics with their protocol, as JSON. Batch norm is folded into convolutions
+    in onnx and torch_export; safetensors contains the original weights.
 
-    What was written is read again and compared with the checkpoint. Where they differ, there is no file, and the exit
-    code is 1.
+    The exported network is read again and compared with the checkpoint. If they differ, no file is written, and the
+    exit code is 1.
 
     Args:
-        ckpt_path: The checkpoint; may be given without its name, as the first word.
-        run: The run's folder instead, whose best.ckpt is exported.
-        format: onnx (.onnx, needs the extra of that name), torch_export (.pt2; images of at least 17 x 17), or
+        ckpt_path: The checkpoint; may be given as the first word, without the option's name.
+        run: The run's folder, whose best.ckpt is exported, instead of a checkpoint.
+        format: onnx (.onnx, requires the extra of that name), torch_export (.pt2; images of at least 17 x 17), or
             safetensors.
         output: The file to write; by default beside the checkpoint.
         outputs: Names of the outputs, such as [ensemble], the fastest; by default all: top, bottom and ensemble.
         coarse: Leave the logits at a quarter of the image's height and width, as the network computes them; crosscoop
             predict is faster with these.
-        int8: Quantise the onnx file, into best.int8.onnx; size, time and mIoU of float and int8 are printed.
-            Calibrated with 32 training images of the run's data, and compared on its test split.
-        calibration: Images to calibrate with and to compare on, instead of the run's data: a folder or a glob.
+        int8: Quantise the onnx file, to best.int8.onnx, and print size, time and mIoU of float and int8. Calibrated on
+            32 training images of the run's data, and compared on its test split.
+        calibration: Images for calibration and comparison, instead of the run's data: a folder or a glob.
 
     Raises:
-        CrosscoopError: There is no such checkpoint or output, or a package is missing.
+        CrosscoopError: The checkpoint or an output does not exist, or a package is missing.
         SystemExit: With code 1 if the exported network differs.
     """
     checkpoint, chosen = find_checkpoint(ckpt_path, run), FORMATS[format]
@@ -65,7 +65,7 @@ def export(
     if (int8 or calibration) and format != "onnx":
         raise CrosscoopError(f"int8, calibration: got {format}, expected --format onnx.")
     if calibration and not int8:
-        raise CrosscoopError("calibration: got images, expected --int8, too.")
+        raise CrosscoopError("calibration: got images, expected --int8 as well.")
     if path.suffix != chosen.suffix or path.is_dir() or path.resolve() == checkpoint.resolve():
         raise CrosscoopError(f"output: got {path}, expected another file, *{chosen.suffix} for {format}.")
     network, about = read_network(checkpoint)
@@ -73,7 +73,7 @@ def export(
         raise CrosscoopError(f"ckpt_path: got {checkpoint}, expected a checkpoint or a .safetensors file.")
     about = replace(with_outputs(about, outputs), upsampled=not coarse)
     if format == "safetensors" and (outputs or coarse):
-        raise CrosscoopError("outputs, coarse: got a choice, expected none, as safetensors holds the whole network.")
+        raise CrosscoopError("outputs, coarse: got a choice, expected none, as safetensors has the complete network.")
     network.eval()
     try:
         with replacing(path) as temporary:
@@ -94,7 +94,7 @@ def export(
 
 
 def calibration_images(checkpoint: Path, calibration: str | None, resize: Sequence[int] | None) -> Images:
-    """The images to calibrate with and to compare on: those that an option names, or those of the run's data."""
+    """Return the images for calibration and comparison: those of the option, or those of the run's data."""
     if calibration is None:
         return images_of(checkpoint)
     paths = sorted(find_images(Path(calibration))[1])
@@ -104,12 +104,12 @@ def calibration_images(checkpoint: Path, calibration: str | None, resize: Sequen
 
 
 def to_int8(path: Path, about: About, images: Images) -> bool:
-    """Quantise a file in its place, and print what that costs.
+    """Quantise a file in place, and print how it compares with the original.
 
     Args:
         path: The float .onnx file.
-        about: Its description; the checkpoint's figures are not int8's and are left out.
-        images: To calibrate with, and to compare on.
+        about: Its description; the checkpoint's metrics are left out, as they are not those of int8.
+        images: The images for calibration and comparison.
 
     Returns:
         Whether the labels are nearly the same.
@@ -126,10 +126,10 @@ def to_int8(path: Path, about: About, images: Images) -> bool:
 
 
 def with_outputs(about: About, outputs: list[str] | None) -> About:
-    """A description with fewer outputs, in their order.
+    """Return a description with only some outputs, in their original order.
 
     Raises:
-        CrosscoopError: Some are not there.
+        CrosscoopError: Some do not exist.
     """
     if outputs is None:
         return about

@@ -1,4 +1,4 @@
-"""Plain functions as commands: the signature is the options, the docstring the help."""
+"""Plain functions as commands: the signature defines the options, the docstring the help."""
 
 import inspect
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
@@ -19,30 +19,29 @@ from crosscoop.files import expanded, include_yaml, load_yaml
 
 
 class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Help whose paragraphs stay as they are written, and whose flags have no default."""
+    """Help formatter that keeps paragraphs as written, and shows no default for flags."""
 
     def _get_help_string(self, action: Action) -> str:
         return str(action.help) if action.nargs == 0 else super()._get_help_string(action)
 
 
 class DataOf(ActionConfigFile):
-    """`--config` of a command that needs the data only: see `read_data`."""
+    """Option `--config` of a command that needs only the data, see `read_data`."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Take the data, and leave the rest."""
+        """Read the data, and ignore the rest."""
         super().__call__(parser, cfg, read_data(Path(values)), option_string)  # type: ignore[no-untyped-call]
 
 
 def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> None:
     """Run a function with options named as its parameters, in kebab-case.
 
-    A boolean parameter, whose default must be False, is a flag. A required `Sequence[str]` is given without an option's
-    name, and so may `ckpt_path` be, as the first word. A function with a parameter `data` gets the option `--config`,
-    too.
+    A boolean parameter, whose default must be False, is a flag. A required `Sequence[str]` is positional, and
+    `ckpt_path` may be, as the first word. A function with a parameter `data` also gets the option `--config`.
 
     Args:
         function: The function.
-        command: The command that it is.
+        command: The command's name.
         options: The options, see `spelled`.
 
     Raises:
@@ -62,11 +61,11 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
 
 
 def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
-    """Return the parser of a command that is a function: the signature is the options, the docstring the help.
+    """Return the parser of a function: the signature defines the options, the docstring the help.
 
     Args:
         function: The function.
-        command: The command that it is.
+        command: The command's name.
     """
     parameters, documented = inspect.signature(function).parameters, docstring_parser.parse(function.__doc__ or "")
     helps = {entry.arg_name: entry.description for entry in documented.params}
@@ -85,11 +84,11 @@ def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
         required = parameter.default is Parameter.empty
         if kind is bool:
             parser.add_argument(option, action="store_true", help=helps[name])
-        elif kind is Inference:  # as in fit, every option by its name
+        elif kind is Inference:  # as in fit, one option per field
             parser.add_class_arguments(Inference, name, sub_configs=True)
         elif required and kind == Sequence[str]:
             parser.add_argument(name, nargs="+", type=str, metavar=name.removesuffix("s").upper(), help=helps[name])
-        elif "_" in name:  # jsonargparse would name the option so
+        elif "_" in name:  # jsonargparse would keep the underscore
             given = {"required": True} if required else {"default": parameter.default}
             parser.add_argument(option, type=kind, help=helps[name], **given)
         else:
@@ -99,11 +98,11 @@ def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
 
 
 def spelled(option: str, joint: Literal["-", "_"] = "-") -> str:
-    """Spell an option as the parser knows it: `--dry_run` as `--dry-run`, but `--data.crop-size` as in YAML.
+    """Spell an option as the parser expects it: `--dry_run` as `--dry-run`, but `--data.crop-size` as in YAML.
 
     Args:
-        option: The option, perhaps with its value, or a value alone.
-        joint: What joins the words of an option that is not in a group.
+        option: The option, with or without its value, or a value alone.
+        joint: The character that joins the words of an option outside a group.
     """
     name, equals, value = option.partition("=")
     if not name.startswith("--"):
@@ -112,17 +111,17 @@ def spelled(option: str, joint: Literal["-", "_"] = "-") -> str:
 
 
 def values_of(options: Sequence[str]) -> dict[str, str]:
-    """Return the value of each option by its name, before a parser reads them; of a flag, what follows it.
+    """Return the value of each option by its name, before a parser reads them; for a flag, the word after it.
 
     Args:
-        options: The words of a command line, behind the command.
+        options: The words of a command line after the command.
     """
     given = dict(pair for pair in pairwise([*options, ""]) if pair[0].startswith("--"))
     return given | dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)
 
 
 def explained(error: ArgumentError, command: str, parser: ArgumentParser) -> str:
-    """Say what is wrong with an option, and which one may have been meant.
+    """Return what is wrong with an option, and which one may have been meant.
 
     Args:
         error: The parser's error.
@@ -132,18 +131,18 @@ def explained(error: ArgumentError, command: str, parser: ArgumentParser) -> str
     message, known = str(error).strip(), [option for action in parser._actions for option in action.option_strings]
     for word in message.partition("unrecognized arguments:")[2].split():
         if similar := get_close_matches(word.partition("=")[0], known, n=1):
-            message += f" (is it {similar[0]}?)"
+            message += f" (did you mean {similar[0]}?)"
     return f"{message}. All options: crosscoop {command} --help"
 
 
 def read_data(path: Path) -> str:
-    """The YAML text of a configuration's group `data`, and of nothing else.
+    """Return the YAML text of a configuration's group `data` alone.
 
     Args:
-        path: A configuration of fit, or a file with only this group's options, `dataset` among them.
+        path: A configuration of fit, or a file with only this group's options, including `dataset`.
 
     Raises:
-        CrosscoopError: The file cannot be read, or names no data.
+        CrosscoopError: The file cannot be read, or does not configure data.
     """
     content = load_yaml(path)
     data = content if "dataset" in content else content.get("data")

@@ -1,4 +1,4 @@
-"""`crosscoop predict`: what a network sees in any images, in a video, or in a split of a data set."""
+"""`crosscoop predict`: predictions for images, a video, or a split of a data set."""
 
 import hashlib
 import sys
@@ -47,54 +47,56 @@ def predict(
     device: str | None = None,
     inference: Inference = Inference(),  # noqa: B008
 ) -> None:
-    """Predict any images, a video, or a split of a data set.
+    """Predict images, a video, or a split of a data set.
 
       crosscoop predict --run runs/demo --images photos
       crosscoop predict --run runs/demo                # the test split of the run's data
       crosscoop predict --run runs/demo --split val --save labels,overlays
       crosscoop predict --ckpt-path best.onnx --config configs/voc/parts/data.yaml
 
-    The prediction of photos/a/b.jpg is OUTPUT/labels/a/b.png, that of a split's sample OUTPUT/labels/NAME.png, both of
-    the image's own size: crosscoop submit takes them, and crosscoop score (with --data.resize null --data.center_crop
-    null where the data have these). What exists is kept: the same command resumes where it was stopped. An image that
-    cannot be read is named at the end, with exit code 1. One device predicts, one image at a time.
+    The prediction for photos/a/b.jpg is OUTPUT/labels/a/b.png, that for a split's sample OUTPUT/labels/NAME.png, both
+    at the image's original size. They are valid input for crosscoop submit, and for crosscoop score (with --data.resize
+    null --data.center_crop null where the configuration sets these). Existing predictions are kept: the same command
+    resumes an interrupted run. Images that cannot be read are listed at the end, with exit code 1. Images are predicted
+    one at a time, on one device.
 
-    A network that was trained with data.resize sees the images in that size, too, and its labels are brought back to
-    theirs. Where it would distort them, try --own-size.
+    If the network was trained with data.resize, images are resized to that size, and the labels are resized back. Where
+    this would distort the images, try --own-size.
 
     Args:
-        images: An image, a folder with its subfolders, a glob in quotes such as 'photos/*.jpg', a list (.txt with a
+        images: An image, a folder with its subfolders, a quoted glob such as 'photos/*.jpg', a list (.txt with one
             path per line, relative to the list), or a video. Without it, a split is predicted.
         split: The split to predict; by default the data set's test_split.
-        data: The data set of the split, by default the checkpoint's; from --config, or single options that win over
-            it, such as --data.dataset.root FOLDER. The network sees the images in the size of data.resize; whole, even
+        data: The data set of the split, by default the checkpoint's; from --config, or from single options, which
+            override it, such as --data.dataset.root FOLDER. Images are resized to data.resize, and never cropped, even
             with data.center_crop.
-        run: The run's folder, whose best.ckpt predicts.
-        ckpt_path: Instead of the run's best.ckpt: another checkpoint, a .onnx or .safetensors file that crosscoop
-            export wrote, or hf-hub:USER/NAME, which crosscoop push wrote.
-        output: Where to write; by default predictions/NAME in the run's folder or beside the checkpoint, where NAME is
-            the images' folder or the split.
-        save: What to write, separated by commas, each into a folder of its name: labels (palette PNGs of the class
-            indices; the default), colors (PNGs of the classes' colours), overlays (the colours over the image, with a
+        run: The run's folder; its best.ckpt is used.
+        ckpt_path: Network to use instead of the run's best.ckpt: a checkpoint, a .onnx or .safetensors file from
+            crosscoop export, or hf-hub:USER/NAME from crosscoop push.
+        output: Folder to write to; by default predictions/NAME in the run's folder or beside the checkpoint, where NAME
+            is the images' folder or the split.
+        save: What to write, separated by commas, each to a folder of the same name: labels (palette PNGs of class
+            indices; the default), colors (PNGs in the class colours), overlays (class colours over the image, with a
             legend), comparison (image, branches, ensemble and disagreement side by side), probabilities (.npz files
-            with float16 `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). Of a video, overlays (its
-            default) are one .mp4 without legend, its sides even as the codec demands; all else is a file per frame.
+            with float16 `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). For a video, overlays (the
+            default) are one .mp4 without a legend, with even sides as the codec requires; all others are one file per
+            frame.
         branch: The branch to predict with, such as top; by default the ensemble.
-        overwrite: Replace what exists.
-        own_size: Show the network each image in its own size, even if it was trained on resized ones.
-        fast: Fold batch norms and, on processors with instructions for it, compute in bfloat16: about twice as fast
-            there, and about one label in 200 changes. The protocol says which.
-        device: Where to run, such as cpu or cuda:1; by default a GPU if there is one.
-        inference: How the logits of an image come about.
+        overwrite: Replace existing predictions.
+        own_size: Predict each image at its original size, even if the network was trained on resized images.
+        fast: Fold batch norms and, on processors with native support, compute in bfloat16: about twice as fast there,
+            with about one label in 200 changed. The protocol records it.
+        device: Device to use, such as cpu or cuda:1; by default a GPU if there is one.
+        inference: How the logits of an image are computed.
 
     Raises:
-        CrosscoopError: There are no such images, data or checkpoint, the data have other classes, two images would
-            share one prediction, or the output holds predictions of other images, another checkpoint or another
+        CrosscoopError: The images, data or checkpoint do not exist, the data has other classes, two images would share
+            one prediction, or the output folder contains predictions of other images, another checkpoint or another
             protocol.
         SystemExit: With code 1 after images that could not be read, with 130 after Ctrl-C.
     """
     if not (run or ckpt_path):
-        raise CrosscoopError("predict needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt-path FILE.")
+        raise CrosscoopError("predict needs a checkpoint: give --run FOLDER (uses its best.ckpt) or --ckpt-path FILE.")
     checkpoint = Path(ckpt_path) if ckpt_path else find_checkpoint(None, run)
     what = Path(images or "").expanduser()
     is_video = what.is_file() and what.suffix.lower() in VIDEOS
@@ -102,7 +104,7 @@ def predict(
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise CrosscoopError(f"--save: got {', '.join(unknown)}, expected one or more of {','.join(KINDS)}.")
     if images and (split or data):
-        raise CrosscoopError("got both --images and a split or data, expected one of them to predict.")
+        raise CrosscoopError("got both --images and a split or data, expected only one of them.")
 
     samples: dict[str, Sample]
     predictor = load(checkpoint, inference, device, own_size, fast, branch)
@@ -116,8 +118,8 @@ def predict(
         samples, origin = samples_of(data, place, checkpoint, predictor.class_names)
     else:
         raise CrosscoopError(
-            f"predict: got nothing to predict, and {checkpoint} does not name its data as a checkpoint does; expected "
-            "--images, or the data of a split by --config."
+            f"predict: got nothing to predict, and unlike a checkpoint, {checkpoint} does not include its data's "
+            "options; expected --images, or a split's data with --config."
         )
     beside, identity = (checkpoint.parent, sha256(checkpoint)) if checkpoint.is_file() else (Path(), str(checkpoint))
     results = Results(Path(output or Path(run or beside) / "predictions" / place), kinds, overwrite)
@@ -142,7 +144,7 @@ def predict(
 def samples_of(
     data: SegmentationData, split: str, checkpoint: Path, class_names: Sequence[str]
 ) -> tuple[dict[str, Sample], str]:
-    """Return a split's samples by name, and where they come from, in words.
+    """Return a split's samples by name, and a description of where they come from.
 
     Args:
         data: The data.
@@ -151,14 +153,13 @@ def samples_of(
         class_names: The network's classes.
 
     Raises:
-        CrosscoopError: The data have other classes, or no such split.
+        CrosscoopError: The data set has other classes, or lacks the split.
     """
     own = data.dataset.class_names
     if list(own) != list(class_names):
         raise CrosscoopError(
             f"data.dataset: got {len(own)} classes ({shorten(own)}), expected the {len(class_names)} classes of "
-            f"{checkpoint} ({shorten(class_names)}), in this order. Give the data of its training, or single images by "
-            "--images."
+            f"{checkpoint} ({shorten(class_names)}), in this order. Use the data set it was trained on, or --images."
         )
     data.prepare_data()
     samples = data.evaluation_set(split).samples
@@ -168,14 +169,14 @@ def samples_of(
 
 
 def predict_samples(predictor: Predictor, samples: Mapping[str, Sample], results: Results) -> None:
-    """Predict images one by one, while threads read the next.
+    """Predict images one by one, while threads read the next ones.
 
     Args:
         predictor: The network.
         samples: The images by name.
         results: Where to save.
     """
-    if results.overwrite:  # now, so that after an interruption all that exists is new
+    if results.overwrite:  # first, so that after an interruption all existing files are new
         for name in samples:
             for kind in results.kinds:
                 results.path(kind, name).unlink(missing_ok=True)
@@ -192,7 +193,7 @@ def predict_samples(predictor: Predictor, samples: Mapping[str, Sample], results
 
 
 def read_ahead(samples: Mapping[str, Sample], count: int = 4) -> Iterator[tuple[str, "Future[Array]"]]:
-    """Yield images in order, by name, of which at most `count` wait in memory."""
+    """Yield names and images in order, with at most `count` images waiting in memory."""
     with ThreadPoolExecutor(2) as pool:
         waiting: deque[tuple[str, Future[Array]]] = deque()
         for name, sample in samples.items():
@@ -204,7 +205,7 @@ def read_ahead(samples: Mapping[str, Sample], count: int = 4) -> Iterator[tuple[
 
 
 def predict_video(predictor: Predictor, path: Path, results: Results) -> None:
-    """Predict a video frame by frame: overlays into a video, all else into files per frame.
+    """Predict a video frame by frame: overlays as a video, all others as one file per frame.
 
     Args:
         predictor: The network.
@@ -243,14 +244,14 @@ def predict_video(predictor: Predictor, path: Path, results: Results) -> None:
 
 
 def read_frames(capture: "cv2.VideoCapture") -> Iterator[Array]:
-    """The frames of a video: `(H, W, 3)` uint8 RGB."""
+    """Yield the frames of a video, `(H, W, 3)` uint8 RGB."""
     while (frame := capture.read()[1]) is not None:
         yield frame[..., ::-1]
 
 
 @contextmanager
 def write_film(path: Path, rate: float) -> Iterator[Callable[[Array], None]]:
-    """What appends a frame `(H, W, 3)` to an .mp4 that appears whole or not at all."""
+    """Yield a function that appends a frame `(H, W, 3)` to an .mp4, which is either complete or absent."""
     with replacing(path) as temporary:
         writer = cv2.VideoWriter()
 
@@ -267,13 +268,13 @@ def write_film(path: Path, rate: float) -> Iterator[Callable[[Array], None]]:
 
 
 def sha256(path: Path) -> str:
-    """What tells a file's content from any other."""
+    """Return the SHA-256 hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Predict; a split's data are the checkpoint's, unless options name others.
+    """Predict; a split's data is the checkpoint's, unless options configure another.
 
     Args:
         arguments: The command and its options.
@@ -284,12 +285,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def remembered(options: Sequence[str]) -> list[str]:
-    """Return the options for the data that the checkpoint brings along, if they are needed.
+    """Return the data options stored in the checkpoint, if they are needed.
 
-    They come before the user's own options, which therefore win.
+    They precede the user's options, which therefore override them.
 
     Args:
-        options: The user's.
+        options: The user's options.
     """
     given = values_of(options)
     path, run = given.get("--ckpt-path"), given.get("--run")

@@ -17,17 +17,17 @@ def prepare_data(data: SegmentationData, output: str, splits: str | None = None)
       crosscoop prepare-data --config configs/cityscapes/cross_c1_c2.yaml --output data/cityscapes_prepared
       crosscoop fit --config configs/cityscapes/cross_c1_c2.yaml --data.prepared data/cityscapes_prepared
 
-    Writes every image and mask as an array of its pixels, 4 bytes for each: about 25 GB for the 2,975 training images
-    of Cityscapes, 8 GB for the 10,582 of VOC. The same command resumes where it was stopped, and renews what has
-    changed since.
+    Every image and mask is written as an array, 4 bytes per pixel: about 25 GB for the 2,975 training images of
+    Cityscapes, 8 GB for the 10,582 of VOC. The same command resumes an interrupted run, and updates what has changed
+    since.
 
     Args:
         data: The data set, usually from --config.
         output: The folder to write to.
-        splits: Which splits, separated by commas; by default the one that is trained on.
+        splits: Splits to decode, separated by commas; by default the training split.
 
     Raises:
-        CrosscoopError: The data set is not one of files, one of its files is damaged, or the folder cannot be written.
+        CrosscoopError: The data set does not consist of files, a file is damaged, or the folder cannot be written to.
     """
     data.prepare_data()
     for split in (splits or data.dataset.train_split).split(","):

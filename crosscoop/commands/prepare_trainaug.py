@@ -13,41 +13,41 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.files import replacing, scan, shorten
 
 IMAGES = PascalVOC.official_sizes["trainaug"]
-"""The number of images that the split must have; it also betrays a shortened val list, a leak of val."""
+"""The number of images that the split must have; also detects a truncated val list, which would leak val."""
 
 CLASSES = len(PascalVOC.class_names)
 
 
 def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = None, download: bool = False) -> None:
-    """Make VOC's split trainaug: VOC train, SBD train and SBD val together, without VOC val.
+    """Create VOC's split trainaug: VOC train, SBD train and SBD val combined, without VOC val.
 
-    Writes the masks to `SegmentationClassAug`, where VOC's own win over SBD's, and the list to
-    `ImageSets/Segmentation/trainaug.txt`. Continues where it was stopped. A `SegmentationClassAug` that is
-    complete, as many sites offer it, only gets its list and needs no SBD, the Semantic Boundaries Dataset
-    (Hariharan et al., ICCV 2011, http://home.bharathh.info/pubs/codes/SBD/download.html).
+    The masks are written to `SegmentationClassAug`, with VOC's own masks taking precedence over SBD's, and the list to
+    `ImageSets/Segmentation/trainaug.txt`. The same command resumes an interrupted run. If `SegmentationClassAug` is
+    already complete, as offered by many sites, only the list is written, and SBD is not needed: the Semantic Boundaries
+    Dataset (Hariharan et al., ICCV 2011, http://home.bharathh.info/pubs/codes/SBD/download.html).
 
     Args:
         root: The folder of VOC 2012, as for the data set PascalVOC.
         sbd: The folder of SBD with `cls`, `train.txt` and `val.txt`, or `benchmark_RELEASE` or its parent; by
             default `sbd` beside `VOCdevkit`.
-        download: Download VOC (2 GB) and SBD (1.4 GB) where they are missing.
+        download: Download VOC (2 GB) and SBD (1.4 GB) if they are missing.
 
     Raises:
-        CrosscoopError: VOC or SBD is missing or damaged, or the result would not be the 10,582 images.
+        CrosscoopError: VOC or SBD is missing or damaged, or the result would not have the 10,582 images.
     """
     voc = find_voc(root, download)
     lists, masks = voc / "ImageSets" / "Segmentation", voc / "SegmentationClassAug"
     images = voc / "JPEGImages"
     train, val = (set(read_names(lists / f"{split}.txt", images)) for split in ("train", "val"))
 
-    found = track(scan(masks, "*.png"), "Checking the masks that exist", transient=True)
+    found = track(scan(masks, "*.png"), "Checking existing masks", transient=True)
     ready = {path.stem for path in found if _is_whole(path)}
     names, todo = ready - val, set[str]()
     source = voc.parent.parent / "sbd" if sbd is None else Path(sbd)
     if len(names) != IMAGES:
         source = _find_sbd(source, download, masks, len(names))
         names = train.union(*(read_names(source / f"{split}.txt", images) for split in ("train", "val"))) - val
-        todo = (names - ready) | train  # VOC's masks win, also over those of another preparation
+        todo = (names - ready) | train  # VOC's masks also replace those of another preparation
     _check(names, train, voc)
 
     for name in track(sorted(todo), "Writing SegmentationClassAug", transient=True):
@@ -62,7 +62,7 @@ def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = Non
 
 
 def _check(names: set[str], train: set[str], voc: Path) -> None:
-    """Refuses a split that is not the official one before anything is written."""
+    """Refuse a split that is not the official one before anything is written."""
     if len(names) != IMAGES:
         raise CrosscoopError(
             f"{voc}: got {len(names)} images for trainaug, expected {IMAGES}; VOC's lists (train 1464, val "
@@ -88,7 +88,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _find_sbd(root: Path, download: bool, masks: Path, count: int) -> Path:
-    """The folder with `cls`, `train.txt` and `val.txt`."""
+    """Return the folder with `cls`, `train.txt` and `val.txt`."""
     for folder in (root, root / "dataset", root / "benchmark_RELEASE" / "dataset"):
         if (folder / "cls").is_dir():
             return folder
@@ -96,8 +96,8 @@ def _find_sbd(root: Path, download: bool, masks: Path, count: int) -> Path:
         download_to(root, _download_sbd)
         return _find_sbd(root, False, masks, count)
     raise CrosscoopError(
-        f"{root}: got no SBD there, expected a folder with cls, train.txt and val.txt, because {masks} holds "
-        f"{count} whole masks outside val, not {IMAGES}; give SBD's folder with --sbd, or add --download"
+        f"{root}: got no SBD there, expected a folder with cls, train.txt and val.txt, because {masks} contains "
+        f"{count} valid masks outside val, not {IMAGES}; give SBD's folder with --sbd, or add --download"
     )
 
 
@@ -109,11 +109,11 @@ def _download_sbd(folder: Path) -> Path:
 
 
 def _read_sbd(path: Path) -> Array:
-    """The class indices `(H, W)` of one of SBD's masks."""
+    """Return the class indices `(H, W)` of one of SBD's masks."""
     from scipy.io import loadmat
 
     try:
-        with path.open("rb") as file:  # given a path, scipy does not say that it is missing
+        with path.open("rb") as file:  # given a path, scipy does not report a missing file
             mask = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0])
         highest = mask.max(initial=0)
     except Exception as error:  # scipy raises OSError, ValueError, TypeError, KeyError, zlib.error and more

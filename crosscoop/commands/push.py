@@ -1,4 +1,4 @@
-"""`crosscoop push`: a network to the Hugging Face Hub."""
+"""`crosscoop push`: an upload to the Hugging Face Hub."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,25 +18,25 @@ def push(
     private: bool = False,
     data_licence: str | None = None,
 ) -> None:
-    """Put a checkpoint on the Hugging Face Hub: crosscoop push best.ckpt --repo user/name.
+    """Upload a checkpoint to the Hugging Face Hub: crosscoop push best.ckpt --repo user/name.
 
-    Weights as safetensors, the configuration as JSON, and a model card with figures, protocol, classes, the licence of
-    the data and the paper's citation. Who you are comes from `hf auth login` or HF_TOKEN. With --folder, all is written
-    there instead, to look at it first.
+    The upload consists of the weights as safetensors, the configuration as JSON, and a model card with metrics,
+    protocol, classes, the licence of the data and the paper's citation. Log in with `hf auth login` or set HF_TOKEN.
+    With --folder, the files are written to a folder instead, for inspection.
 
     Args:
-        ckpt_path: The checkpoint; may be given without its name, as the first word.
-        run: The run's folder instead, whose best.ckpt is taken.
-        repo: The repository, user/name; it is created if need be.
-        folder: A new folder, instead of uploading.
+        ckpt_path: The checkpoint; may be given as the first word, without the option's name.
+        run: The run's folder, whose best.ckpt is used, instead of a checkpoint.
+        repo: The repository, user/name; created if necessary.
+        folder: A new folder to write to, instead of uploading.
         private: Make a new repository private.
-        data_licence: The licence of the training data, for the card; known for the data sets of crosscoop.
+        data_licence: The licence of the training data, for the model card; not needed for the data sets of crosscoop.
 
     Raises:
-        CrosscoopError: There is no such checkpoint, the data's licence is unknown, or the Hub refuses.
+        CrosscoopError: The checkpoint does not exist, the data's licence is unknown, or the upload failed.
     """
     if bool(repo) == bool(folder):
-        raise CrosscoopError("expected either --repo USER/NAME to upload, or --folder DIR to write there.")
+        raise CrosscoopError("expected either --repo USER/NAME to upload, or --folder DIR to write to a folder.")
     model = model_of(find_checkpoint(ckpt_path, run))
     fields = card_fields(model.about, repo or "USER/NAME", data_licence)
     if folder:
@@ -47,18 +47,18 @@ def push(
         return
     try:
         url = model.push_to_hub(str(repo), private=private, model_card_kwargs=fields)
-    except Exception as error:  # of the network, of the Hub, of a token that is missing
+    except Exception as error:  # network errors, the Hub's errors, a missing token
         raise CrosscoopError(
-            f"repo: {repo} could not be written ({error}). Log in with `hf auth login`, and give a repository of yours."
+            f"repo: {repo} could not be written ({error}). Log in with `hf auth login`, and give your own repository."
         ) from error
     print(url)
 
 
 def model_of(checkpoint: Path) -> HubModel:
-    """A checkpoint's network in the form of the Hub.
+    """Return a checkpoint's network as a model for the Hub.
 
     Raises:
-        CrosscoopError: It is an exported graph.
+        CrosscoopError: The file is an exported graph.
     """
     network, about = read_network(checkpoint)
     if not isinstance(network, CooperativeNetwork):

@@ -1,4 +1,4 @@
-"""`crosscoop report`: one run, or several compared, as one HTML page."""
+"""`crosscoop report`: one run, or a comparison of several, as one HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from crosscoop.report.runs import read_runs
 def report(
     runs: Sequence[str], output: str = "report.html", num_images: int = 8, split: Literal["test", "val"] = "test"
 ) -> None:
-    """Write one HTML page about one or more runs, to look at and to send on: it needs no other file and no network.
+    """Summarise one run, or compare several, in one self-contained HTML page that works offline.
 
-    It shows settings, curves, figures per class with the differences from the first run, what the branches do
-    differently, confusion matrices, and the images on which the runs (or, of a single run, its branches) differ most.
-    Run `crosscoop test` before: it measures what is shown here.
+    It shows settings, curves, metrics per class with their differences from the first run, how the branches differ,
+    confusion matrices, and the images on which the runs (or the branches of a single run) differ most. Run
+    `crosscoop test` first: it measures what the page shows.
 
     Args:
-        runs: Folders of the runs; the first is the reference of the others.
+        runs: Folders of the runs; the first is the reference for the others.
         output: The HTML file to write.
-        num_images: How many images to show; 0 for none, which needs neither checkpoints nor data.
+        num_images: Number of images to show; 0 for none, which requires neither checkpoints nor data.
         split: The split of these images: test (those on which the runs differ most) or val (spread evenly).
 
     Raises:
-        CrosscoopError: A folder is no run, or the number of images is negative.
+        CrosscoopError: A folder is not a run, or the number of images is negative.
     """
     if num_images < 0:
         raise CrosscoopError(f"--num-images: got {num_images}, expected 0 or more.")

@@ -1,4 +1,4 @@
-"""`crosscoop submit`: the archive that a benchmark's server takes."""
+"""`crosscoop submit`: the archive to upload to a benchmark's server."""
 
 import tarfile
 import zipfile
@@ -31,24 +31,24 @@ def submit(
     competition: Literal["comp5", "comp6"] = "comp6",
     overwrite: bool = False,
 ) -> None:
-    """Pack label PNGs into the archive that the server of Cityscapes or PASCAL VOC takes.
+    """Pack label PNGs into an archive for the Cityscapes or PASCAL VOC server.
 
       crosscoop submit --predictions labels --config configs/cityscapes/parts/data.yaml --output cityscapes.zip
       crosscoop submit --predictions labels --config configs/voc/parts/data.yaml --output voc.tgz
 
-    The label PNGs are those that crosscoop score takes and crosscoop predict writes, as large as the images. Those of
-    test come from
+    The label PNGs are those that crosscoop predict writes and crosscoop score reads, as large as the images. Write
+    those of the test split with
 
       crosscoop predict --run RUN --split test
 
-    Cityscapes gets labelIds, 0 (unlabeled) where there is no class, under the images' names in a .zip. VOC gets palette
-    PNGs as results/VOC2012/Segmentation/comp6_test_cls/NAME.png in a .tar, .tgz or .tar.gz.
+    For Cityscapes, the .zip contains labelIds, with 0 (unlabeled) for no class, under the images' names. For VOC, the
+    .tar, .tgz or .tar.gz contains palette PNGs as results/VOC2012/Segmentation/comp6_test_cls/NAME.png.
 
     Args:
         predictions: The folder of label PNGs.
-        data: The data set that they belong to, usually from --config; single options win over it, such as
+        data: The data set that they belong to, usually from --config; single options override it, such as
             --data.dataset.root FOLDER.
-        output: The archive to write, whole or not at all.
+        output: The archive to write; an error leaves no partial archive.
         split: The split that they belong to.
         competition: VOC's competition: comp5 for networks trained on VOC alone, comp6 for all others, such as those
             pretrained on ImageNet or trained on trainaug.
@@ -56,7 +56,7 @@ def submit(
 
     Raises:
         CrosscoopError: The data set has no server, the archive exists or is of another kind, or label files are
-            missing, doubled, of another size than their images, or hold other values.
+            missing, ambiguous, of another size than their images, or contain other values.
     """
     path, dataset = Path(output), data.dataset
     if not isinstance(dataset, Cityscapes | PascalVOC):
@@ -93,14 +93,14 @@ def submit(
 
 @contextmanager
 def archive(path: Path) -> Iterator[Callable[[str, bytes], None]]:
-    """A function that adds a file to a zip or tar archive, which appears when the block ends well.
+    """Yield a function that adds a file to a zip or tar archive, which appears when the block ends without an error.
 
     Args:
-        path: The archive; its suffix says which kind.
+        path: The archive; its suffix determines the format.
     """
     with replacing(path) as temporary:
         if path.suffix == ".zip":
-            with zipfile.ZipFile(temporary, "w") as packed:  # PNGs are compressed already
+            with zipfile.ZipFile(temporary, "w") as packed:  # PNGs are already compressed
                 yield packed.writestr
             return
         with tarfile.open(temporary, "w" if path.suffix == ".tar" else "w:gz") as tar:
@@ -114,7 +114,7 @@ def archive(path: Path) -> Iterator[Callable[[str, bytes], None]]:
 
 
 def png(image: Image.Image) -> bytes:
-    """An image as a PNG file."""
+    """Return an image as the bytes of a PNG file."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

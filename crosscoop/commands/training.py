@@ -1,4 +1,4 @@
-"""`crosscoop fit`, `validate` and `test`: Lightning's command line around our network, task and data."""
+"""`crosscoop fit`, `validate` and `test`: Lightning's command line around crosscoop's network, task and data."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ from crosscoop.training.trainer_options import check_options, components
 from crosscoop.training.wandb_runs import forgive, keep_wandb_run
 
 QUIET = {
-    "validate": ["--verbose=false"],  # our table instead of Lightning's
+    "validate": ["--verbose=false"],  # RunFolder prints the table instead
     "test": ["--verbose=false"],
 }
 
@@ -57,11 +57,11 @@ class TrainingCLI(LightningCLI):
     """LightningCLI with the groups `network`, `model`, `data` and `trainer`, and one folder per run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the network, the run's folder and our callbacks, and link what belongs together."""
+        """Add the options of the network, the run's folder and the callbacks, and link those that depend on others."""
         self.command_parser = parser
-        parser.add_argument("--run", type=str, default="runs/default", help="Folder for all that the run writes.")
+        parser.add_argument("--run", type=str, default="runs/default", help="Folder for everything the run writes.")
         parser.add_argument(
-            "--resume", action="store_true", help="Go on from the run's last checkpoint, if there is one."
+            "--resume", action="store_true", help="Resume from the run's last checkpoint, if there is one."
         )
         parser.add_class_arguments(class_from_function(create_network), "network", sub_configs=True)
         parser.add_class_arguments(Inference, "inference", sub_configs=True)
@@ -87,7 +87,7 @@ class TrainingCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Look at the checkpoint before Lightning does, which would complain with a stack trace, or fetch a URL."""
+        """Read the checkpoint before Lightning does, which would fail with a stack trace or fetch a URL."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -103,12 +103,12 @@ class TrainingCLI(LightningCLI):
             read_checkpoint(checkpoint)
 
     def before_instantiate_classes(self) -> None:
-        """Give every part its place in the run's folder."""
+        """Set every part's path in the run's folder."""
         config = self.config[self.subcommand]
         run = Path(config.run)
         check_options(config)
-        given = plain_values(self, str(self.subcommand), config)  # no places yet
-        if self.subcommand == "fit":  # of this call; in config.yaml they would overrule another call's
+        given = plain_values(self, str(self.subcommand), config)  # before the paths are set
+        if self.subcommand == "fit":  # in config.yaml they would override those of later calls
             del given["ckpt_path"], given["resume"]
         self.given = given
         self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
@@ -116,22 +116,22 @@ class TrainingCLI(LightningCLI):
             keep_wandb_run(config, run)
             if getattr(rank_zero_only, "rank", 0) == 0:
                 check_room(run, 0)
-            requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # the same command once more
+            requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # the same command again
             if (run / "last.ckpt").exists() and not (config.resume or requeued or config.ckpt_path):
                 raise CrosscoopError(
-                    f"{run} already holds a run. Add --resume to go on with it, or give another folder with --run."
+                    f"{run} already contains a run. Add --resume to resume it, or give another folder with --run."
                 )
             if config.resume or (requeued and not config.ckpt_path):
                 config.ckpt_path = newest_whole(run) or config.ckpt_path
         else:
-            config.network.pretrained = False  # the checkpoint brings all weights
+            config.network.pretrained = False  # the checkpoint contains all weights
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
         further = further_checkpoints(config.checkpoint)
         self.trainer_defaults["callbacks"] = [SkippedSamples(), *further]
         if config.trainer.enable_model_summary is not False and not config.trainer.barebones:
             self.trainer_defaults["callbacks"].append(NetworkSummary(config.data.crop_size))
-        config.trainer.enable_model_summary = False  # ours instead of Lightning's
+        config.trainer.enable_model_summary = False  # NetworkSummary replaces it
         for _, options in components(config.trainer.logger):
             for place in {"save_dir", "root_dir"}.intersection(vars(options) if options else ()):
                 if options[place] in (None, "", ".", "./mlruns"):  # the loggers' defaults
@@ -150,14 +150,14 @@ class TrainingCLI(LightningCLI):
             check_fits(checkpoint, self.given, names, self.model.state_dict(), self.subcommand == "fit")
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """The trainer, with checkpoints that are whole or not there."""
+        """Return the trainer, with atomic writing of checkpoints."""
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
-        # Its file records what the other checkpoint callbacks did at the same moment.
+        # LastCheckpoint comes last: its file records the states of the other checkpoint callbacks.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
         note_emulated_bfloat16(str(trainer.precision), trainer.strategy.root_device)
-        trainer.callbacks.append(Ranks(trainer))  # type: ignore[attr-defined]  # the last one, as it may raise
+        trainer.callbacks.append(Ranks(trainer))  # type: ignore[attr-defined]  # last, as it may raise
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 forgive(logger)
@@ -165,19 +165,19 @@ class TrainingCLI(LightningCLI):
 
 
 def newest_whole(run: Path) -> str | None:
-    """The checkpoint to go on from, None if there is none.
+    """Return the checkpoint to resume from; None if there is none.
 
     Raises:
-        CrosscoopError: There are checkpoints, and all are broken.
+        CrosscoopError: There are checkpoints, and all are incomplete.
     """
     checkpoints = [path for name in ("last.ckpt", "best.ckpt") if (path := run / name).exists()]
     for path in checkpoints:
         if is_whole(path):
             return str(path)
-        print(f"{path} is not whole: it is left out.", file=sys.stderr)
+        print(f"{path} is incomplete: skipping it.", file=sys.stderr)
     if checkpoints:
         raise CrosscoopError(
-            f"{run}: no checkpoint is whole, expected one to go on from. Give another with --ckpt_path."
+            f"{run}: got only incomplete checkpoints, expected one to resume from. Give another with --ckpt_path."
         )
     return None
 
@@ -189,12 +189,12 @@ def main(arguments: Sequence[str]) -> None:
         arguments: The command and its options.
     """
     command, *options = arguments
-    options = [spelled(option, "_") for option in options]  # --ckpt-path as elsewhere
+    options = [spelled(option, "_") for option in options]  # --ckpt-path as in other commands
     silence_advertisements()
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
-    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # ours can
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # ours are the process's, plus a config
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds config.yaml
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # supported here
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the process's own, plus a config
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it contains config.yaml
 
     give_defaults()
 
@@ -217,13 +217,13 @@ def main(arguments: Sequence[str]) -> None:
             raise
         where = error.filename or "a file"
         raise CrosscoopError(
-            f"{where} could not be written: {error.strerror}. Make room, then add --resume."
+            f"{where} could not be written: {error.strerror}. Free disk space, then add --resume."
         ) from error
     except CrosscoopError:
         raise
     except Exception as error:
         cause: BaseException = error
-        while cause.__cause__:  # jsonargparse buries what the constructor of a component raises
+        while cause.__cause__:  # jsonargparse wraps what the constructor of a component raises
             cause = cause.__cause__
         if isinstance(cause, ModuleNotFoundError):
             raise CrosscoopError(f"{cause}. For the loggers: pip install 'crosscoop[wandb,tensorboard]'") from error
@@ -237,13 +237,15 @@ def main(arguments: Sequence[str]) -> None:
         library = refused_by(cause)
         if library is None:
             raise
-        raise CrosscoopError(f"{library} refuses: {' '.join(str(cause).split())} Correct the option.") from error
+        raise CrosscoopError(
+            f"{library} rejected an option: {' '.join(str(cause).split())} Correct the option."
+        ) from error
 
 
 def remembered(command: str, options: Sequence[str]) -> list[str]:
-    """The configuration that a run or checkpoint brings along, for a command that was given none.
+    """Return the configuration stored in a run or checkpoint, for a command without --config.
 
-    It comes before the user's own options, which therefore win.
+    It precedes the user's options, which therefore override it.
     """
     given = values_of(options)
     run, checkpoint = given.get("--run"), given.get("--ckpt_path")
@@ -257,7 +259,7 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
     if checkpoint is None:
         if run is None:
             raise CrosscoopError(
-                f"{command} needs a checkpoint: give --run FOLDER (takes its best.ckpt) or --ckpt_path FILE."
+                f"{command} needs a checkpoint: give --run FOLDER (uses its best.ckpt) or --ckpt_path FILE."
             )
         checkpoint = str(find_checkpoint(None, run))
         brought += ["--ckpt_path", checkpoint]

@@ -1,1 +1,1 @@
-"""How a network learns: the task, its losses, and what happens beside training."""
+"""Training: the task, its objectives and losses, and the callbacks."""

@@ -1,4 +1,4 @@
-"""What Lightning prints that nobody who trains here can use."""
+"""Lightning's console messages that are of no use here."""
 
 import logging
 
@@ -8,11 +8,11 @@ USELESS = (
     "GPU available: False",
     "Loading `train_dataloader` to estimate",
 )
-"""Parts of such messages."""
+"""Fragments of these messages."""
 
 
 def silence_advertisements() -> None:
-    """Drop Lightning's advertisements and lines about absent devices; all other messages stay."""
+    """Drop Lightning's advertisements and lines about absent devices, and keep all other messages."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_useful)
 
 

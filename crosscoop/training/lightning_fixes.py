@@ -21,9 +21,9 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 
 def count_epochs_as_epochs(trainer: pl.Trainer) -> None:
-    """Make the end of an epoch its end under `max_steps` as well.
+    """Count an epoch as finished at its end under `max_steps` as well.
 
-    Lightning takes it for the middle of the epoch, and a resumed run then counts an epoch without batches.
+    Lightning treats it as unfinished, and a resumed run then counts an epoch without batches.
     https://github.com/Lightning-AI/pytorch-lightning/issues/19617
     """
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
@@ -32,16 +32,16 @@ def count_epochs_as_epochs(trainer: pl.Trainer) -> None:
 def validation_follows(trainer: pl.Trainer) -> bool:
     """Return whether a validation follows the current training batch.
 
-    Only Lightning's loop knows; no hook or property says so. No upstream issue found.
+    Only Lightning's loop decides this; no hook or property exposes it. No upstream issue found.
     """
     loop = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def count_validation_as_begun(checkpoint: Mapping[str, Any]) -> None:
-    """Write into a checkpoint's counters that the validation is under way.
+    """Mark the validation as started in a checkpoint's counters.
 
-    Lightning would take one that was interrupted before its first batch for done, and skip it in the resumed run.
+    Lightning would treat one interrupted before its first batch as finished, and skip it in the resumed run.
     https://github.com/Lightning-AI/pytorch-lightning/issues/19549
     """
     total = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
@@ -50,9 +50,9 @@ def count_validation_as_begun(checkpoint: Mapping[str, Any]) -> None:
 
 
 def follow_moved_folder(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Rewrite the paths that a checkpoint's `ModelCheckpoint`s remember if their folder was moved with it.
+    """Update the paths in the states of a checkpoint's `ModelCheckpoint`s if their folder was moved with it.
 
-    Lightning forgets the best score when the folder has another name, so that any later epoch becomes the best.
+    Lightning drops the best score when the folder has another name, so that any later epoch becomes the best.
     https://github.com/Lightning-AI/pytorch-lightning/issues/14443
     """
     for callback in trainer.checkpoint_callbacks:
@@ -69,13 +69,13 @@ def follow_moved_folder(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> N
 def thaw_resumed(trainer: pl.Trainer) -> None:
     """Unfreeze the parameters that `BaseFinetuning` had added to an optimizer before the run was interrupted.
 
-    Lightning freezes them again in a resumed run, for good: they have a learning rate, but no gradient.
+    Lightning freezes them again in a resumed run, permanently: they have a learning rate but no gradient.
     https://github.com/Lightning-AI/pytorch-lightning/issues/21901
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BaseFinetuning):
             for group in trainer.optimizers[0].param_groups:
-                if "name" not in group:  # ours have names
+                if "name" not in group:  # the task's own groups have names
                     for parameter in group["params"]:
                         parameter.requires_grad_(True)
 
@@ -83,7 +83,7 @@ def thaw_resumed(trainer: pl.Trainer) -> None:
 def launched_ranks(trainer: pl.Trainer) -> list["subprocess.Popen[bytes]"]:
     """Return the processes of the ranks that Lightning started from this one.
 
-    Lightning kills the others when one of them dies, but never says which one it was.
+    Lightning kills the others when one of them dies, but does not report which one.
     https://github.com/Lightning-AI/pytorch-lightning/issues/8130
     """
     launcher = trainer.strategy.launcher
@@ -108,18 +108,18 @@ def defaults_of(cli: LightningCLI, command: str) -> dict[str, Any]:
 def plain_values(cli: LightningCLI, command: str, config: Namespace) -> dict[str, Any]:
     """Return a command's configuration as plain values, null ones included.
 
-    `skip_unset` was called `skip_none` before. https://github.com/mauvilsa/jsonargparse/pull/909
+    `skip_unset` was formerly `skip_none`. https://github.com/mauvilsa/jsonargparse/pull/909
     """
     values: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(config, skip_unset=False))
     return values
 
 
 def give_defaults() -> None:
-    """Give parameters of Lightning's classes defaults under which they can be configured.
+    """Give parameters of Lightning's classes the defaults that make them configurable.
 
     - `CSVLogger` and `TensorBoardLogger` require `save_dir`, although it follows from the run's folder: "" stands for
-      that.
-    - `Timer` has an enum as the default of `interval: str`, which jsonargparse refuses to write into a configuration.
+      it.
+    - `Timer` has an enum as the default of `interval: str`, which jsonargparse refuses to write to a configuration.
 
     No upstream issue found for either.
     """
@@ -135,10 +135,9 @@ def _give_default(function: Callable[..., None], **values: Any) -> None:
 
 
 def refused_by(error: BaseException) -> str | None:
-    """Return which library raised an exception on purpose, as for options that do not fit; None for other errors.
+    """Return which library raised an exception on purpose, as for incompatible options; None for other errors.
 
-    The types of such exceptions are any that Python has. One that comes about without a `raise` is an error of the
-    program, the library's or ours. No upstream issue found.
+    Such exceptions may have any type. One without a `raise` is a bug, in the library or here. No upstream issue found.
     """
     frames = traceback.extract_tb(error.__traceback__)
     if not (frames and (frames[-1].line or "").startswith("raise")):
@@ -150,20 +149,23 @@ def refused_by(error: BaseException) -> str | None:
 
 
 def wandb_has_begun(logger: WandbLogger) -> bool:
-    """Return whether W&B's run has begun; the public `experiment` would begin it. No upstream issue found."""
+    """Return whether W&B's run has started; the public `experiment` would start it. No upstream issue found."""
     return logger._experiment is not None
 
 
 def keep_wandb_on_disk(logger: WandbLogger) -> None:
-    """Make a logger begin an offline run after W&B refused an online one.
+    """Make a logger start an offline run after W&B refused an online one.
 
-    Lightning decides for or against `offline` in the constructor only. No upstream issue found.
+    Lightning evaluates `offline` in the constructor only. No upstream issue found.
     """
     logger._offline, logger._wandb_init["mode"] = True, "offline"
 
 
 def leave_wandb() -> None:
-    """Leave W&B's process: a dead one raises at exit, a living one keeps the failed run. No upstream issue found."""
+    """Disconnect from W&B's process: a dead one raises at exit, a live one keeps the failed run.
+
+    No upstream issue found.
+    """
     import wandb
 
     with contextlib.suppress(Exception):

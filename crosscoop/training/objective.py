@@ -1,4 +1,4 @@
-"""What a network learns from: the logits of all branches and the mask in, named losses out."""
+"""Objectives: the logits of all branches and the mask in, named losses out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,20 +15,20 @@ from crosscoop.training.loss import Loss
 class Objective(nn.Module, ABC):
     """Contract of an objective: all branches' logits and the mask in, named losses out. Subclass it to define your own.
 
-    The sum of the losses is optimised. Parameters of an objective are trained with the heads and lie in the checkpoint;
-    inference and export ignore them.
+    The sum of the losses is optimised. Parameters of an objective are trained with the heads and saved in the
+    checkpoint; inference and export ignore them.
 
     Attributes:
         loss: The loss of one branch, `model.loss`; set before `build` is called.
-        points: Names of the exchange points whose maps it needs. `forward` then also receives `maps`: by the point's
-            name and the branch's, `(N, channels, h, w)`, as the exchange left them.
+        points: Names of the exchange points whose maps it needs. `forward` then also receives `maps`: by point name and
+            branch name, `(N, channels, h, w)`, after the exchange.
     """
 
     loss: Loss
     points: Sequence[str] = ()
 
     def build(self, network: CooperativeNetwork, num_classes: int) -> None:
-        """Create what depends on the network, such as auxiliary heads.
+        """Create modules that depend on the network, such as auxiliary heads.
 
         Args:
             network: The network that is trained.
@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
         """
 
     def branch_parameters(self, branch: str) -> Iterable[nn.Parameter]:
-        """Return the parameters that belong to one branch: gradient clipping counts them as part of it.
+        """Return the parameters that belong to one branch, as part of which gradient clipping counts them.
 
         Args:
             branch: The branch's name.
@@ -57,8 +57,8 @@ class Supervised(Objective):
     """Supervised learning of every branch: the sum of the branches' losses (the paper's equation 1).
 
     Args:
-        auxiliary: Exchange points whose maps get an auxiliary head in every branch, such as connection1, the backbone's
-            output. It is trained along with the branch, and left out at inference and export.
+        auxiliary: Exchange points at which every branch gets an auxiliary head, such as connection1, the backbone's
+            output. It is trained with the branch, and left out of inference and export.
         auxiliary_weight: Factor on the loss of an auxiliary head.
         auxiliary_channels: Channels within an auxiliary head.
 
@@ -96,12 +96,12 @@ class Supervised(Objective):
     def forward(
         self, logits: Mapping[str, Tensor], mask: Tensor, maps: Mapping[str, Mapping[str, Tensor]] | None = None
     ) -> dict[str, Tensor]:
-        """Return each branch's loss, by its name; and those of its auxiliary heads, by branch and point.
+        """Return each branch's loss by its name, and those of its auxiliary heads by branch and point.
 
         Args:
             logits: Each branch's, by its name, `(N, num_classes, H, W)`.
             mask: `(N, H, W)` class indices, `VOID` (255) where there is no label.
-            maps: By point and branch, `(N, channels, h, w)`.
+            maps: Maps `(N, channels, h, w)` by point name and branch name.
         """
         losses = {branch: self.loss(each, mask) for branch, each in logits.items()}
         for point, own in (maps or {}).items():
@@ -121,7 +121,7 @@ class Supervised(Objective):
 
 
 def auxiliary_head(in_channels: int, channels: int, num_classes: int) -> nn.Sequential:
-    """Create a head that turns a map into logits of the map's size, as the FCN head of mmsegmentation does.
+    """Create a head that turns a map into logits of the map's size, like mmsegmentation's FCN head.
 
     Args:
         in_channels: Channels of the map.
@@ -136,10 +136,10 @@ def auxiliary_head(in_channels: int, channels: int, num_classes: int) -> nn.Sequ
 
 
 def check_objective(objective: Objective, loss: Loss, network: CooperativeNetwork) -> None:
-    """Check that objective and loss are whole, and that the network has the exchange points that are asked for.
+    """Check that objective and loss are initialised, and that the network has the requested exchange points.
 
     Raises:
-        CrosscoopError: A constructor left out that of the contract, or the network lacks a point.
+        CrosscoopError: A constructor does not call super().__init__(), or the network lacks a point.
     """
     for option, module in (("loss", loss), ("objective", objective)):
         if "_modules" not in vars(module):
@@ -156,13 +156,13 @@ def check_objective(objective: Objective, loss: Loss, network: CooperativeNetwor
 
 
 def sum_losses(objective: Objective, losses: object) -> Tensor:
-    """Return the sum of what an objective returned.
+    """Return the sum of an objective's losses.
 
     Raises:
-        CrosscoopError: It is not a dict of named scalar losses, or nothing in it can be optimised.
+        CrosscoopError: They are not a dict of named scalars, or none of them can be optimised.
     """
     name = type(objective).__name__
-    remedy = 'Let forward return named scalar losses, such as {"top": top_loss, "bottom": bottom_loss}.'
+    remedy = 'Return named scalar losses from forward, such as {"top": top_loss, "bottom": bottom_loss}.'
     if not isinstance(losses, Mapping) or not losses:
         got = "no losses" if isinstance(losses, Mapping) else f"a {type(losses).__name__}"
         raise CrosscoopError(f"model.objective: got {got} from {name}, expected a dict of losses. {remedy}")

@@ -1,4 +1,4 @@
-"""Batch norm over all ranks, for networks from timm too."""
+"""Synchronised batch norm over all ranks, also for networks from timm."""
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from crosscoop.network.layers import BatchNorm2d
 
 
 class CPUSyncBatchNorm(BatchNorm2d):
-    """Synchronised batch norm with activation for the CPU (gloo), from sums that the ranks add up differentiably.
+    """Synchronised batch norm with activation for the CPU (gloo), from sums that are reduced differentiably.
 
     torch's `SyncBatchNorm` has kernels for GPUs only, and DDP refuses it elsewhere.
     """
@@ -29,7 +29,7 @@ class CPUSyncBatchNorm(BatchNorm2d):
         return activated
 
     def _normalise(self, input: Tensor) -> Tensor:
-        values = input.double()  # variances from sums of squares need the digits
+        values = input.double()  # variances from sums of squares need the precision
         count = values.new_tensor([values.numel() / values.shape[1]])
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
         totals = all_reduce(sums)  # type: ignore[no-untyped-call]
@@ -52,10 +52,10 @@ class TimmSyncBatchNorm(LayerSync):
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Replace every batch norm below `model`, in place; parameters and their names stay."""
+        """Replace every batch norm below `model`, in place; parameters and their names are kept."""
         device = next(model.parameters()).device
         if isinstance(model, LightningModule):
-            device = model.trainer.strategy.root_device  # where the weights travel next
+            device = model.trainer.strategy.root_device  # the weights are moved there next
         layer = CPUSyncBatchNorm if device.type == "cpu" else SyncBatchNormAct
         for parent in list(model.modules()):
             for name, child in parent.named_children():
@@ -64,12 +64,12 @@ class TimmSyncBatchNorm(LayerSync):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Leave the layers: outside training they compute as the original ones."""
+        """Keep the layers: outside training they compute the same as the original ones."""
         return model
 
 
 def synchronised(norm: _BatchNorm, layer: type[_BatchNorm]) -> _BatchNorm:
-    """A synchronised batch norm that shares the parameters and statistics of `norm`."""
+    """Return a synchronised batch norm that shares the parameters and statistics of `norm`."""
     synced = layer(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     synced.drop = getattr(norm, "drop", nn.Identity())
     synced.act = getattr(norm, "act", nn.Identity())

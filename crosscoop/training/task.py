@@ -1,4 +1,4 @@
-"""The Lightning module: how a cooperative network learns and is measured."""
+"""The Lightning module: how a cooperative network is trained and evaluated."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line has by name)
+from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
 from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.labels import upsampled_labels
@@ -27,7 +27,7 @@ from crosscoop.training.objective import Objective, Supervised, check_objective,
 
 
 class Batch(TypedDict):
-    """A batch as it arrives at the network.
+    """A batch as the network receives it.
 
     Attributes:
         image: `(N, 3, H, W)` RGB in [0, 1].
@@ -41,13 +41,13 @@ class Batch(TypedDict):
 
 
 SchedulerFactory = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
-"""Lightning's plateau, which knows what it monitors, goes before torch's of the same name."""
+"""Lightning's ReduceLROnPlateau, which has a `monitor`, takes precedence over torch's class of the same name."""
 
 
 class Poly(LambdaLR):
-    """A schedule that leaves parameter groups alone which a callback adds during training.
+    """Schedule that leaves parameter groups alone if a callback adds them during training.
 
-    torch's `PolynomialLR` would also keep the old total when a resumed run gets longer.
+    torch's `PolynomialLR` would also keep the old total when a resumed run is extended.
     """
 
     def get_lr(self) -> list[float | Tensor]:
@@ -57,26 +57,26 @@ class Poly(LambdaLR):
 
 
 class CooperativeSegmentation(pl.LightningModule):
-    """Trains all branches together and measures each of them and their ensemble.
+    """Joint training of all branches, and evaluation of each branch and their ensemble.
 
-    `trainer.gradient_clip_val` holds for each branch by itself.
+    `trainer.gradient_clip_val` applies to each branch separately.
 
     Args:
         network: The network.
         class_names: One name per class.
         optimizer: Any torch optimiser, by class path.
-        poly_power: Exponent of the polynomial decay to 0 over the whole training, stepped with the optimiser.
+        poly_power: Exponent of the polynomial decay to 0 over the entire training, stepped with the optimiser.
         warmup_steps: Optimiser steps of linear warm-up before the decay.
-        scheduler: Any torch schedule by class path instead of the polynomial one, stepped with the optimiser.
+        scheduler: Any torch schedule, by class path, instead of the polynomial decay; stepped with the optimiser.
             OneCycleLR takes its total_steps from the trainer; ReduceLROnPlateau (`monitor: val/miou, mode: max`) steps
             after each validation.
-        heads_lr_multiplier: Factor on the learning rate of all that is not a backbone.
+        heads_lr_multiplier: Multiplier on the learning rate of everything except the backbones.
         loss: The loss of one branch.
-        objective: What the network learns from; it receives `loss`.
-        inference: How images are evaluated; the command line's group `inference`.
-        metrics: What to measure beside the confusion matrix's figures, by class path: BoundaryIoU, which takes longer
-            than all other figures, or your own `crosscoop.SegmentationMetric`.
-        channels_last: Keep maps in the channels-last layout, the faster one on CPUs and on GPUs with tensor cores.
+        objective: The objective that is optimised; it receives `loss`.
+        inference: How images are evaluated; the option group `inference` of the command line.
+        metrics: Metrics in addition to those of the confusion matrix, by class path: BoundaryIoU, which takes longer
+            than all the others, or your own `crosscoop.SegmentationMetric`.
+        channels_last: Use the channels-last memory layout, which is faster on CPUs and on GPUs with tensor cores.
         compile: Compile the forward pass of training with torch.compile (the first steps take minutes). Evaluation is
             not compiled: each new image size would take minutes again.
     """
@@ -99,7 +99,7 @@ class CooperativeSegmentation(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.class_names = network, list(class_names)
-        self.objective = copy.deepcopy(objective)  # the default is one object for all tasks
+        self.objective = copy.deepcopy(objective)  # all tasks share the default object
         check_objective(self.objective, loss, network)
         self.objective.loss = loss
         self.objective.build(network, len(class_names))
@@ -121,7 +121,7 @@ class CooperativeSegmentation(pl.LightningModule):
         return outputs_of(self.network(image))
 
     def labels(self, image: Tensor) -> dict[str, Tensor]:
-        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels `(N, H, W)` uint8 by output name, as `inference` says."""
+        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels `(N, H, W)` uint8 by output name, with `inference`."""
         outputs = self.inference(lambda view: outputs_of(self.network(view, upsample=False)), image)
         return {name: upsampled_labels(logits, image.shape[-2:]) for name, logits in outputs.items()}
 
@@ -141,27 +141,27 @@ class CooperativeSegmentation(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count each output's pixels."""
+        """Update every output's metrics."""
         self._count(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count each output's pixels; the labels `(N, H, W)` go to the callbacks."""
+        """Update every output's metrics; return the labels `(N, H, W)` by output name, for the callbacks."""
         return self._count(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Score the epoch."""
+        """Compute the epoch's metrics."""
         self._score("val")
 
     def on_test_epoch_end(self) -> None:
-        """Score the split."""
+        """Compute the split's metrics."""
         self._score("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Backbones and heads as named groups; the schedule per optimiser step."""
+        """Return the optimiser, with backbones and heads as named groups, and its schedule."""
         backbones = {id(p) for branch in self.network.branches for p in branch.backbone.parameters()}
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "heads": []}
         for parameter in [*self.network.parameters(), *self.objective.parameters()]:
-            if not parameter.requires_grad:  # BackboneFinetuning adds them when they thaw
+            if not parameter.requires_grad:  # BackboneFinetuning adds it when it unfreezes
                 continue
             groups["backbone" if id(parameter) in backbones else "heads"].append(parameter)
         try:
@@ -171,7 +171,7 @@ class CooperativeSegmentation(pl.LightningModule):
         optimizer.param_groups[1]["lr"] *= self.heads_lr_multiplier
         if self._thaws and self.trainer.world_size > 1:  # DDP does not average what is frozen at its start
             raise CrosscoopError(
-                f"trainer.callbacks: parameters that thaw during training drift apart on {self.trainer.world_size} "
+                f"trainer.callbacks: parameters unfrozen during training drift apart on {self.trainer.world_size} "
                 "devices (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Train on one device, or "
                 "leave out the finetuning callback."
             )
@@ -190,7 +190,7 @@ class CooperativeSegmentation(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each branch by itself, then the exchanges: without connections every branch trains as if alone."""
+        """Clip each branch separately, then the exchanges: unconnected branches train as if alone."""
         if not gradient_clip_val:
             return
         own = {id(p): i for i, branch in enumerate(self.network.branches) for p in branch.parameters()}
@@ -207,7 +207,7 @@ class CooperativeSegmentation(pl.LightningModule):
             optimizer.param_groups = groups
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the checkpoint's objective out of an evaluation, where another one may be given."""
+        """Ignore the checkpoint's objective in an evaluation, where it may differ."""
         if self.trainer.state.fn != "fit":
             mine, stored = self.state_dict(), checkpoint["state_dict"]
             checkpoint["state_dict"] = {
@@ -216,7 +216,7 @@ class CooperativeSegmentation(pl.LightningModule):
             }
 
     def on_train_start(self) -> None:
-        """Let what had thawed before an interruption train."""
+        """Unfreeze again what was unfrozen before an interruption."""
         thaw_resumed(self.trainer)
 
     @property
@@ -243,7 +243,7 @@ class CooperativeSegmentation(pl.LightningModule):
     def _given_schedule(self, make: Callable[..., LRScheduler], optimizer: Optimizer) -> LRScheduler:
         if self._thaws:
             raise CrosscoopError(
-                "model.scheduler: torch's schedules cannot follow parameters that thaw during training. Leave it out "
+                "model.scheduler: torch's schedules do not support parameters unfrozen during training. Leave it out "
                 "to use the polynomial decay, or leave out the finetuning callback."
             )
         try:
@@ -257,14 +257,14 @@ class CooperativeSegmentation(pl.LightningModule):
             raise CrosscoopError(f"model.scheduler: {error}. Correct its options.") from error
         if isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau) and not isinstance(scheduler, ReduceLROnPlateau):
             raise CrosscoopError(
-                "model.scheduler: torch's ReduceLROnPlateau does not know what to monitor. Use ReduceLROnPlateau "
-                "(Lightning's) with --model.scheduler.monitor val/miou --model.scheduler.mode max."
+                "model.scheduler: torch's ReduceLROnPlateau has no option for what to monitor. Use Lightning's "
+                "ReduceLROnPlateau with --model.scheduler.monitor val/miou --model.scheduler.mode max."
             )
         total = self.trainer.estimated_stepping_batches
         if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < total:
             raise CrosscoopError(
                 f"model.scheduler.total_steps: got {scheduler.total_steps}, expected at least the run's {total} steps. "
-                "Leave it out to take them from the trainer."
+                "Leave it out to take it from the trainer."
             )
         return scheduler
 
@@ -272,8 +272,8 @@ class CooperativeSegmentation(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise CrosscoopError(
-                f"{what} needs to know the last step: got neither trainer.max_epochs nor trainer.max_steps. Set one, "
-                "or another model.scheduler."
+                f"{what} requires the number of steps: got neither trainer.max_epochs nor trainer.max_steps. Set one "
+                "of them, or another model.scheduler."
             )
         return int(total)
 
@@ -283,7 +283,7 @@ class CooperativeSegmentation(pl.LightningModule):
         return labels
 
     def _score(self, stage: str) -> None:
-        """Log the main output's figures as `stage/miou`, those per class as `stage/iou/CLASS`, each branch's apart."""
+        """Log the main output's metrics as `stage/miou` and `stage/iou/CLASS`, each branch's as `stage/miou_BRANCH`."""
         self.num_images, self.scores = self.evaluator.num_images(), self.evaluator.compute()
         self.evaluator.reset()
         main, logged = main_output(self.scores), dict[str, float | None]()
@@ -293,5 +293,5 @@ class CooperativeSegmentation(pl.LightningModule):
         for figure, classes in self.scores[main].per_class.items():
             logged |= {f"{stage}/{figure}/{name}": value for name, value in classes.items()}
         for key, value in logged.items():
-            if value is not None:  # equal on all ranks already
+            if value is not None:  # already equal on all ranks
                 self.log(key, value, prog_bar=key == f"{stage}/miou", sync_dist=True)

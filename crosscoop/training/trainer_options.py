@@ -1,4 +1,4 @@
-"""Which of Lightning's options work here, checked before anything is built; each message names the option."""
+"""Checks of Lightning's options before anything is built; each message names the option."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,21 +12,21 @@ from crosscoop.errors import CrosscoopError
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")
 CLASSES = ("DDPStrategy", "SingleDeviceStrategy")
 IN_PROCESS = ("_spawn", "_fork", "_notebook")
-"""Ways to start DDP's processes from a notebook."""
+"""Suffixes of the DDP strategies that start processes from a notebook."""
 
 REFUSED = {
     "LearningRateFinder": "it sets a single rate on the task, but the optimizer has one per group. Try a few values of "
     "--model.optimizer.lr with a small --trainer.max_steps, or compare them with crosscoop ablate.",
-    "BatchSizeFinder": "the size that it finds stands in no configuration, so that a resumed run has another one. "
+    "BatchSizeFinder": "the size that it finds is not part of the configuration, and a resumed run would not use it. "
     "Try a few values of --data.batch_size with --trainer.max_steps 5.",
     "StochasticWeightAveraging": "it averages only after the last validation and the last checkpoint, so that no file "
-    "has the averaged weights. Use EMAWeightAveraging, or WeightAveraging for equal weights.",
+    "contains the averaged weights. Use EMAWeightAveraging, or WeightAveraging for equal weights.",
 }
-"""Callbacks of Lightning that cannot work here: why, and what to use instead."""
+"""Lightning's callbacks that cannot work here: why, and what to use instead."""
 
 
 def check_options(config: Namespace) -> None:
-    """Refuse options that cannot work, and correct the way in which processes are started.
+    """Refuse options that cannot work, and correct how processes are started.
 
     Args:
         config: The configuration of a command, changed in place.
@@ -36,12 +36,12 @@ def check_options(config: Namespace) -> None:
     """
     trainer = config.trainer
     if trainer.val_check_interval == 0:  # Lightning would divide by it
-        raise CrosscoopError("trainer.val_check_interval: got 0, expected batches (1), a share of an epoch, or null.")
+        raise CrosscoopError("trainer.val_check_interval: got 0, expected a number of batches, a fraction, or null.")
     _check_strategy(trainer)
     _check_devices(trainer.accelerator, trainer.devices)
     for name, options in components(trainer.callbacks):
         if reason := REFUSED.get(name):
-            raise CrosscoopError(f"trainer.callbacks: {name} does not work here: {reason}")
+            raise CrosscoopError(f"trainer.callbacks: {name} is not supported: {reason}")
         _check_mode(f"trainer.callbacks ({name})", options)
     for name, options in components(config.get("model.scheduler")):
         _check_mode(f"model.scheduler ({name})", options)
@@ -65,12 +65,12 @@ def _check_strategy(trainer: Namespace) -> None:
     ours = isinstance(given, Namespace) and not given.class_path.startswith(("pytorch_lightning.", "lightning."))
     if plain not in known and not ours:
         raise CrosscoopError(
-            f"trainer.strategy: got {name}, expected {', '.join(known)}. Strategies that divide a network among "
-            "devices are not supported; with one of these, every device holds all of it."
+            f"trainer.strategy: got {name}, expected {', '.join(known)}. Strategies that shard a network across "
+            "devices are not supported; with these, every device holds a full copy."
         )
     if plain != name:
         trainer.strategy = plain
-        rank_zero_info(f"trainer.strategy: {name} starts processes from a notebook; here it is {plain}, the same else.")
+        rank_zero_info(f"trainer.strategy: {name} is for notebooks; using {plain}, which is otherwise the same.")
     if isinstance(given, Namespace) and given.get("init_args.start_method") in ("spawn", "fork"):
         given.init_args.start_method = "popen"
 
@@ -80,19 +80,19 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
     if accelerator in ("gpu", "cuda") and not gpu:
         raise CrosscoopError(
             f"trainer.accelerator: got {accelerator}, but torch {torch.__version__} finds no GPU here. Use cpu or "
-            "auto, or install a driver and a torch that fit the GPU."
+            "auto, or install a driver and a torch build for the GPU."
         )
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpu)
     count = int(devices) if str(devices).lstrip("-").isdigit() else devices
     if on_cpu and not (count == "auto" or (isinstance(count, int) and count > 0)):
         raise CrosscoopError(
-            f"trainer.devices: got {devices}, expected on the CPU a number of processes of at least 1."
+            f"trainer.devices: got {devices}, expected at least 1, the number of processes on the CPU."
         )
 
 
 def _check_mode(option: str, options: Any) -> None:
-    """Warn when a figure is followed in the wrong direction, which no error would show."""
+    """Warn when a metric is monitored in the wrong direction, which would raise no error."""
     monitor, mode = str(options.get("monitor") or ""), options.get("mode")
     better = "min" if "loss" in monitor else "max" if any(word in monitor for word in ("iou", "accuracy")) else mode
     if mode in ("min", "max") and mode != better:
-        rank_zero_warn(f"{option}: mode {mode} takes the worst {monitor} for the best. Set mode to {better}.")
+        rank_zero_warn(f"{option}: mode {mode} selects the worst {monitor} as the best. Set mode to {better}.")

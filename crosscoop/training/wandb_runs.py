@@ -1,4 +1,4 @@
-"""Weights & Biases, whose server, key or process may be missing or die: training goes on, the run stays on disk."""
+"""Weights & Biases runs: if server, key or process fails, training continues and the run stays on disk."""
 
 import os
 import secrets
@@ -16,7 +16,7 @@ from crosscoop.training.lightning_fixes import keep_wandb_on_disk, leave_wandb, 
 
 
 def keep_wandb_run(config: Namespace, run: Path) -> None:
-    """Give W&B's run an id that a resumed run finds again, and see that neither server nor key can end training."""
+    """Give W&B's run an id that a resumed run reuses, and make it offline if the server or the key is missing."""
     loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
     for logger in loggers:
         if not (isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")):
@@ -36,29 +36,29 @@ def keep_wandb_run(config: Namespace, run: Path) -> None:
             if getattr(rank_zero_only, "rank", 0) == 0:
                 given = options.get("save_dir")
                 where = shlex.quote(str((run if given in (None, "", ".") else Path(given)) / "wandb"))
-                print(f"W&B: {reason}. The run is kept on disk; send it with: wandb sync {where}/offline-run-*")
+                print(f"W&B: {reason}. The run is kept on disk; upload it with: wandb sync {where}/offline-run-*")
 
 
 def unreachable() -> str | None:
-    """Why W&B cannot be sent to, None if it can, or if the environment says what to do (WANDB_MODE)."""
+    """Return why W&B cannot be reached; None if it can, or if WANDB_MODE is set."""
     if os.environ.get("WANDB_MODE"):
         return None
     try:
         import wandb
     except ImportError:
-        return None  # the logger says so
+        return None  # the logger reports it
     address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     try:
-        urllib.request.urlopen(address, timeout=5).close()  # by way of the environment's proxies
+        urllib.request.urlopen(address, timeout=5).close()  # through the environment's proxies
     except urllib.error.HTTPError:
-        pass  # it answers
+        pass  # the server responds
     except (OSError, ValueError) as error:
         return f"{address} cannot be reached ({error})"
     return None if wandb.api.api_key else "no API key (WANDB_API_KEY, or wandb login)"
 
 
 def forgive(logger: WandbLogger) -> None:
-    """Turn the errors of a logger's calls into warnings; if its run cannot begin, or its process dies, call no more."""
+    """Turn errors of a logger's calls into warnings; stop calling it if its run cannot start or its process dies."""
     dead: list[Exception] = []
 
     def forgiving(call: Callable[..., None]) -> Callable[..., None]:
@@ -68,14 +68,14 @@ def forgive(logger: WandbLogger) -> None:
             try:
                 call(*arguments, **options)
             except Exception as error:
-                what = f"W&B fails ({type(error).__name__}: {error}); training goes on"
+                what = f"W&B failed ({type(error).__name__}: {error}); training continues"
                 if not wandb_has_begun(logger):
                     dead.append(error)
                     rank_zero_warn(f"{what} without it.")
                 elif isinstance(error, OSError):  # a closed socket
                     dead.append(error)
                     folder = shlex.quote(str(Path(logger.experiment.dir).parent))
-                    rank_zero_warn(f"{what} without it. What it had written is kept: wandb sync {folder}")
+                    rank_zero_warn(f"{what} without it. To upload what it had logged: wandb sync {folder}")
                     leave_wandb()
                 else:
                     rank_zero_warn(f"{what}.")
@@ -85,9 +85,9 @@ def forgive(logger: WandbLogger) -> None:
     for method in ("log_metrics", "log_hyperparams", "log_image", "finalize", "after_save_checkpoint"):
         setattr(logger, method, forgiving(getattr(logger, method)))
     try:
-        _ = logger.experiment  # begins the run, which Lightning would do outside these calls
+        _ = logger.experiment  # starts the run, which Lightning would do outside these calls
     except Exception as error:
         leave_wandb()
         keep_wandb_on_disk(logger)
         folder = shlex.quote(f"{logger.save_dir}/wandb")
-        print(f"W&B: {error} The run is kept on disk; send it with: wandb sync {folder}/offline-run-*")
+        print(f"W&B: {error} The run is kept on disk; upload it with: wandb sync {folder}/offline-run-*")

@@ -306,7 +306,7 @@ def test_stopped_ablation_keeps_its_cells(grid, tmp_path):
     scheduler.send_signal(signal.SIGUSR1)
     _, errors = scheduler.communicate(timeout=60)
     assert scheduler.returncode == 128 + signal.SIGUSR1
-    assert "To go on: crosscoop ablate --runs" in errors and "Traceback" not in errors
+    assert "To resume: crosscoop ablate --runs" in errors and "Traceback" not in errors
     ablation = read_ablation(tmp_path / "runs/ablation.yaml")
     assert [state(ablation, cell) for cell in ablation.all_cells(tmp_path / "runs")] == ["interrupted"]
     assert not (tmp_path / "runs/ensemble/seed0/failed.txt").exists()
@@ -325,7 +325,7 @@ def test_cell_stopped_from_outside_is_no_success(grid, tmp_path, monkeypatch, ca
     monkeypatch.setattr(Workers, "run", lambda self: {"ensemble/seed0": STOPPED})
     with pytest.raises(SystemExit) as caught:
         crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", grid())
-    assert caught.value.code == 2 and "state saved: ensemble/seed0. To go on: crosscoop" in capsys.readouterr().err
+    assert caught.value.code == 2 and "state saved: ensemble/seed0. To resume: crosscoop" in capsys.readouterr().err
 
 
 def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):

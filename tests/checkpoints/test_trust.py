@@ -102,7 +102,7 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path, trained, marker, capsys, 
     if command == "fit" and "--ckpt_path" in words:
         words = ["--config", str(run / "config.yaml"), *words, "--run", str(tmp_path / "new")]
     message = refusal(capsys, command, *words)
-    assert "is not a checkpoint that `crosscoop fit` wrote" in message or "no checkpoint is whole" in message
+    assert "is not a checkpoint that `crosscoop fit` wrote" in message or "got only incomplete checkpoints" in message
 
 
 def test_a_malicious_checkpoint_runs_nothing_in_python(tmp_path, trained, marker):
@@ -268,7 +268,7 @@ def test_no_secret_of_the_environment_is_written(tmp_path, monkeypatch, capfd):
         ("predict", "--data.dataset faulty.Renamed", ["12 classes", "in this order"]),
         ("fit", "--resume --trainer.max_epochs 2 --network.strategy none", ["--network.strategy cross_c1_c2"]),
         ("fit", "--resume --trainer.max_epochs 2 --network.fusion gate", ["do not fit the network", "fusion add"]),
-        ("fit", "--resume --trainer.max_epochs 2 --model.optimizer.lr 1", ["model.optimizer", "train anew"]),
+        ("fit", "--resume --trainer.max_epochs 2 --model.optimizer.lr 1", ["model.optimizer", "train again"]),
         ("fit", "--resume --trainer.max_epochs 2 --model.optimizer AdamW", ["model.optimizer", "SGD"]),
     ],
 )  # fmt: skip

@@ -46,13 +46,13 @@ def test_options_may_be_spelled_either_way():
     "command, options, message",
     [
         ("prepare_data", "", "Did you mean prepare-data?"),
-        ("ablate", "--runs x --dry-rum", "unrecognized arguments: --dry-rum (is it --dry-run?)"),
+        ("ablate", "--runs x --dry-rum", "unrecognized arguments: --dry-rum (did you mean --dry-run?)"),
         ("ablate", "--runs x --dry-run true", "unrecognized arguments: true"),
         ("ablate", "--runs x --workers two", "workers"),
         ("ablate", "", "required: runs"),
         ("report", "", "required: runs"),
         ("report", "x --num-images -1", "--num-images: got -1"),
-        ("fit", "--trainer.max_epocs 3", "--trainer.max_epocs 3 (is it --trainer.max_epochs?)"),
+        ("fit", "--trainer.max_epocs 3", "--trainer.max_epocs 3 (did you mean --trainer.max_epochs?)"),
         ("test", "--ckpt-path nowhere.ckpt", "no checkpoint nowhere.ckpt"),
     ],
 )

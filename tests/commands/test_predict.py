@@ -345,7 +345,7 @@ def test_what_cannot_be(go, photos, monkeypatch, images, options, message):
 def test_without_a_checkpoint(photos, capsys):
     with pytest.raises(SystemExit, match="2"):
         crosscoop("predict", "--images", photos)
-    assert "give --run FOLDER (takes its best.ckpt) or --ckpt-path FILE" in capsys.readouterr().err
+    assert "give --run FOLDER (uses its best.ckpt) or --ckpt-path FILE" in capsys.readouterr().err
 
 
 def test_images_do_not_pile_up(go, photos, monkeypatch):
@@ -501,7 +501,7 @@ def test_a_split_resumes_and_names_what_cannot_be_read(own, tmp_path, monkeypatc
         ("--images . --split val", "got both --images and a split"),
         ("--data.dataset faulty.Renamed", "in this order"),
         ("--data.dataset.colour red", "colour"),
-        ("--overwite", "is it --overwrite?"),
+        ("--overwite", "did you mean --overwrite?"),
     ],
 )
 def test_what_cannot_be_of_a_split(run, capsys, options, message):
@@ -514,6 +514,6 @@ def test_an_exported_network_predicts_a_split_that_is_named(own, capsys):
     crosscoop("export", own / "best.ckpt", "--format safetensors")
     with pytest.raises(SystemExit, match="2"):
         crosscoop("predict", "--ckpt-path", own / "best.safetensors")
-    assert "expected --images, or the data of a split by --config" in capsys.readouterr().err
+    assert "expected --images, or a split's data with --config" in capsys.readouterr().err
     crosscoop("predict", "--ckpt-path", own / "best.safetensors", "--config", own / "config.yaml")
     assert len(names(own / "predictions/test/labels")) == 3

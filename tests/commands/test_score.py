@@ -258,7 +258,7 @@ def test_label_ids(cityscapes: Path, voc: Path, capsys: pytest.CaptureFixture[st
 def test_a_split_without_masks_is_refused(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = voc.parent / "labels"
     error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc), "--split test")
-    assert "PascalVOC test: got no label" in error
+    assert "PascalVOC test: got no labelled pixels" in error
 
 
 def test_configurations_of_all_forms(voc: Path, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_figures_of_a_run_are_not_replaced(voc: Path, capsys: pytest.CaptureFixt
     crosscoop("score", "--predictions", folder, *data("PascalVOC", voc), "--output", folder)
     (folder / "metrics.json").write_text('{"stage": "test"}')
     error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc))
-    assert "holds the figures of test" in error
+    assert "contains the metrics of test" in error
     assert (folder / "metrics.json").read_text() == '{"stage": "test"}'
 
 

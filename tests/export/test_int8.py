@@ -127,7 +127,7 @@ def test_labels_that_change_are_refused(run, quickly, tmp_path, monkeypatch, cap
 def test_wrong_options(run, tmp_path, capsys):
     for options, said in {
         "--int8 --format torch_export": "expected --format onnx",
-        "--calibration photos": "expected --int8, too",
+        "--calibration photos": "expected --int8 as well",
     }.items():
         with pytest.raises(SystemExit) as end:
             crosscoop("export", run / "best.ckpt", options)

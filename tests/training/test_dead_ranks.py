@@ -79,7 +79,7 @@ slow = pytest.mark.slow
 
 @pytest.mark.parametrize(("rank", "event", "options", "reason"), [
     (1, "killed", "--data.num_workers 1", "code -9"),
-    (1, "orphaned", "--data.num_workers 1", "rank 1: the first rank is gone"),
+    (1, "orphaned", "--data.num_workers 1", "rank 1: the first rank has exited"),
     pytest.param(0, "killed", "", "RuntimeError", marks=slow),  # the lost connection
     pytest.param(1, "raises", "", "broken", marks=slow),
     pytest.param(0, "raises", "", "broken", marks=slow),

@@ -200,7 +200,7 @@ def test_only_the_first_rank_writes_and_prints(folder):
     first, second = (json.loads((folder / f"rank{rank}.json").read_text())["written"] for rank in (0, 1))
     assert second == []
     assert {"config.yaml", "history.csv"} <= {Path(path).name for path in first}
-    assert (folder / "output.txt").read_text().count("Figures: ") == 2
+    assert (folder / "output.txt").read_text().count("Metrics: ") == 2
     assert "sync_dist" not in (folder / "errors.txt").read_text()  # Lightning's advice to sum what is summed
 
 

@@ -202,7 +202,7 @@ Task.training_step = training_step
     assert process.returncode == 0 and "Traceback" not in output, output
     assert load(tmp_path / "last.ckpt")["global_step"] == 8
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert output.count("W&B fails") == 1 and f"wandb sync {run}" in output
+    assert output.count("W&B failed") == 1 and f"wandb sync {run}" in output
     (log,) = run.glob("run-*.wandb")
     rows = [items(record.history.item) for record in wandb_records(log) if record.HasField("history")]
     assert "train/loss" in rows[0]

@@ -35,7 +35,7 @@ CPU = "--trainer.accelerator cpu"
     ("--model.scheduler OneCycleLR --model.scheduler.max_lr 1 --trainer.max_epochs -1", ["trainer.max_epochs"]),
     ("--model.scheduler torch.optim.lr_scheduler.ReduceLROnPlateau", ["model.scheduler.monitor"]),
     ("--model.scheduler ReduceLROnPlateau --model.scheduler.monitor val_miou", ["val_miou", "val/miou"]),
-    ("--model.scheduler ExponentialLR --model.scheduler.gamma 0.9 --trainer.callbacks+=BackboneFinetuning", ["thaw"]),
+    ("--model.scheduler ExponentialLR --model.scheduler.gamma 0.9 --trainer.callbacks+=BackboneFinetuning", ["frozen"]),
 ])  # fmt: skip
 def test_refuses_in_one_line(capsys, tmp_path, options, parts):
     message = refusal(capsys, "fit", TINY, " ".join(QUIET), "--trainer.max_epochs 1 --run", tmp_path, options)
@@ -65,7 +65,7 @@ def test_errors_of_the_program_keep_their_stack_trace(tmp_path, monkeypatch):
     "--model.scheduler ReduceLROnPlateau --model.scheduler.monitor val/miou",
 ])  # fmt: skip
 def test_figures_followed_in_the_wrong_direction_are_named(tmp_path, options):
-    with pytest.warns(UserWarning, match="takes the worst (val/miou|train/loss) for the best"):
+    with pytest.warns(UserWarning, match="selects the worst (val/miou|train/loss) as the best"):
         fit(tmp_path, options)
 
 
@@ -119,7 +119,7 @@ def test_one_cycle_takes_its_steps_from_the_trainer(tmp_path):
 def test_longer_run_than_a_schedule_is_told_in_one_line(capsys, tmp_path):
     fit(tmp_path, "--model.scheduler OneCycleLR --model.scheduler.max_lr 0.1")
     message = refusal(capsys, "fit", "--run", tmp_path, "--resume --trainer.max_epochs 3")
-    assert "torch.optim refuses: Tried to step" in message
+    assert "torch.optim rejected an option: Tried to step" in message
 
 
 def test_backbone_finetuning_thaws_the_backbones_of_all_branches(tmp_path):
@@ -199,7 +199,7 @@ def test_run_without_a_validation_has_its_last_checkpoint(tmp_path, capsys, opti
     assert "No best.ckpt: nothing was validated" in capsys.readouterr().out
     assert not (tmp_path / "best.ckpt").exists()
     assert find_checkpoint(None, str(tmp_path)) == tmp_path / "last.ckpt"
-    assert f"taking {tmp_path}/last.ckpt" in capsys.readouterr().err
+    assert f"using {tmp_path}/last.ckpt" in capsys.readouterr().err
 
 
 def test_commands_take_the_last_checkpoint_of_a_run_without_a_best_one(tmp_path, capsys):
@@ -269,7 +269,7 @@ def test_home_and_variables_mean_the_same_everywhere(home, capsys, root, way):
     before = (home / "runs/a/last.ckpt").read_bytes()
     with pytest.raises(SystemExit):
         main(["fit", *options, *named, "--seed_everything", "7"])
-    assert "already holds a run" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
     assert (home / "runs/a/last.ckpt").read_bytes() == before
     main(["fit", *options, *named, "--resume", "--trainer.max_epochs", "2"])
     assert load(home / "runs/a/last.ckpt")["epoch"] == 1

@@ -1,4 +1,4 @@
-"""What happens beside training: the run's folder, the network's summary, pictures, frozen batch norm."""
+"""Callbacks: the run's folder, checkpoints, the network's summary, images, frozen batch norm."""
 
 from crosscoop.training.callbacks.comparison import OutputComparison
 from crosscoop.training.callbacks.freeze import FreezeBatchNorm

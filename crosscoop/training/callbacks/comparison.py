@@ -1,4 +1,4 @@
-"""How the outputs differ on a test split: per class, and image by image."""
+"""Differences between the outputs on a test split: per class and per image."""
 
 import csv
 from pathlib import Path
@@ -18,16 +18,16 @@ from crosscoop.training.task import CooperativeSegmentation
 
 
 class OutputComparison(pl.Callback):
-    """Records how the outputs differ on a test split.
+    """Comparison of the outputs on a test split.
 
-    `images.csv` in the run's folder has a row per image: mIoU of every output, and with several branches the share of
-    pixels to which they do not all give the same class; the images that differ most come first. With several branches,
+    `images.csv` in the run's folder has a row per image: the mIoU of every output and, with several branches, the share
+    of pixels on which they disagree; the images with the most disagreement come first. With several branches,
     `branches.json` and a table on the console show per class how often only one of them is right, and how often the
-    ensemble saves or loses a pixel.
+    ensemble corrects or loses a pixel.
     """
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin counting."""
+        """Reset the counts."""
         assert isinstance(pl_module, CooperativeSegmentation)
         branches = branch_names(len(pl_module.network.branches))
         self.comparison = BranchComparison(len(pl_module.class_names), branches).to(pl_module.device)
@@ -58,7 +58,7 @@ class OutputComparison(pl.Callback):
             self.images.append(row)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the ranks together."""
+        """Gather the counts of all ranks."""
         gathered = [self.images]
         if trainer.world_size > 1:
             gathered = [[] for _ in range(trainer.world_size)]

@@ -7,22 +7,22 @@ from crosscoop.training.task import CooperativeSegmentation
 
 
 class FreezeBatchNorm(pl.Callback):
-    """Keeps the batch norm of the backbones at its pretrained statistics while all else trains.
+    """Frozen batch norm: the backbones keep their pretrained statistics while everything else trains.
 
     Args:
         affine: Freeze scale and shift as well.
-        heads: Freeze batch norm in ASPP and decoder too.
+        heads: Freeze batch norm in ASPP and decoder as well.
     """
 
     def __init__(self, affine: bool = False, heads: bool = False) -> None:
         self.affine, self.heads = affine, heads
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Freeze; a run that goes on within an epoch does not start it again."""
+        """Freeze batch norm; a run resumed within an epoch does not start the epoch again."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put batch norm into evaluation mode, which Lightning restores after each validation."""
+        """Put batch norm into evaluation mode again, which Lightning reverts after each validation."""
         assert isinstance(pl_module, CooperativeSegmentation)
         roots = [pl_module.network] if self.heads else [b.backbone for b in pl_module.network.branches]
         for root in roots:

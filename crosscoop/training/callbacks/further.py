@@ -1,18 +1,18 @@
-"""The checkpoints that are kept beside the best one."""
+"""The checkpoints kept in addition to the best one."""
 
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 
 class FurtherCheckpoints(ModelCheckpoint):
-    """Keeps checkpoints under names of their own; the class gives them a record of their own in each checkpoint."""
+    """Checkpoints under other names; as a class of its own, it has its own state in each checkpoint."""
 
 
 def further_checkpoints(options: Namespace) -> list[ModelCheckpoint]:
-    """Return what keeps the checkpoints that the options ask for beside `best.ckpt`.
+    """Return callbacks for the checkpoints that the options request in addition to `best.ckpt`.
 
     Args:
-        options: Those of `ModelCheckpoint`; changed to keep the best checkpoint alone, as `best.ckpt`.
+        options: Options of `ModelCheckpoint`; changed to keep only the best checkpoint, as `best.ckpt`.
     """
     wanted = dict(vars(options))
     if wanted["save_top_k"] in (0, 1) and wanted["filename"] == "best":

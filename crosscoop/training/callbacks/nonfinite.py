@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers any more."""
+"""Non-finite losses and gradients."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from crosscoop.errors import CrosscoopError
 
 
 class NonFinite(pl.Callback):
-    """Stops a run, or leaves out the step, when the loss or a gradient is nan or infinite.
+    """Check for non-finite losses and gradients, which stops the run or skips the step.
 
-    It looks before each optimiser step, so that weights and checkpoints stay as they were before. That waits for the
-    device once per step. With DDP all ranks decide alike. A step that is left out takes batch norm's statistics back,
-    too. Under 16-mixed precision infinite gradients are the gradient scaler's affair: then only the loss counts.
+    It runs before each optimiser step, so that weights and checkpoints remain unaffected, and synchronises with the
+    device once per step. With DDP all ranks decide alike. A skipped step also restores the statistics of batch norm.
+    Under 16-mixed precision, the gradient scaler handles infinite gradients, and only the loss is checked.
 
     Args:
-        max_skips: How many steps of a run may be left out; the next one stops it. 0 stops at once.
+        max_skips: Number of steps that a run may skip; the next one stops it. With 0, the first one stops it.
     """
 
     def __init__(self, max_skips: int = 0) -> None:
@@ -34,7 +34,7 @@ class NonFinite(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the names, and before the first batch of a step the statistics."""
+        """Keep the samples' names and, before the first batch of a step, the statistics of batch norm."""
         if not self.names and self.max_skips:
             self.buffers = [buffer.clone() for buffer in pl_module.buffers()]
         self.names += batch["name"]
@@ -46,10 +46,10 @@ class NonFinite(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Stop, or leave out the step.
+        """Stop the run or skip the step.
 
         Raises:
-            CrosscoopError: A loss or gradient is not finite, and no more steps may be left out.
+            CrosscoopError: A loss or gradient is not finite, and no more steps may be skipped.
         """
         values = [torch.stack([loss.float() for loss in self.losses]).sum()]
         if getattr(trainer.precision_plugin, "scaler", None) is None:
@@ -74,18 +74,18 @@ class NonFinite(pl.Callback):
         pl_module.log("train/skipped_steps", float(self.skipped))
         if self.skipped > self.max_skips:
             raise CrosscoopError(
-                f"{what}. Expected numbers; the checkpoints are from before. Look at these samples, lower "
-                "model.optimizer.lr, set trainer.gradient_clip_val, or leave such steps out with --nonfinite.max_skips."
+                f"{what}. Expected finite values; the checkpoints predate them. Check these samples, lower "
+                "model.optimizer.lr, set trainer.gradient_clip_val, or skip such steps with --nonfinite.max_skips."
             )
         optimizer.zero_grad()  # without gradients an optimiser changes nothing
         for buffer, before in zip(pl_module.buffers(), self.buffers, strict=True):
             buffer.copy_(before)
-        rank_zero_warn(f"{what}: the step is left out ({self.skipped} of at most {self.max_skips}).")
+        rank_zero_warn(f"{what}: the step is skipped ({self.skipped} of at most {self.max_skips}).")
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were left out."""
+        """Return the number of skipped steps."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on counting."""
+        """Restore the number of skipped steps."""
         self.skipped = state_dict["skipped"]

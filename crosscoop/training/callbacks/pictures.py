@@ -1,4 +1,4 @@
-"""Pictures of what the network predicts: in the run's folder after a test, in the loggers during training."""
+"""Images of predictions: in the run's folder after a test, in the loggers during training."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +16,14 @@ from crosscoop.training.task import CooperativeSegmentation
 
 
 class PredictionImages(pl.Callback):
-    """Shows a few evaluation images with truth and every output.
+    """A few evaluation images with ground truth and every output.
 
-    After `test` (and `validate`) it draws them into `predictions.png` in the run's folder; after each validation
-    epoch of `fit` it sends them to Weights & Biases (image with switchable masks) and TensorBoard.
+    After `test` and `validate`, they are drawn to `predictions.png` in the run's folder; in the validation epochs of
+    `fit`, they are logged to Weights & Biases (images with switchable masks) and TensorBoard.
 
     Args:
-        num_images: How many, spread evenly over the split; 0 for none.
-        every_n_epochs: How often during `fit`; 0 for never.
+        num_images: Number of images, spread evenly over the split; 0 for none.
+        every_n_epochs: Number of epochs between images during `fit`; 0 for none.
     """
 
     def __init__(self, num_images: int = 4, every_n_epochs: int = 1) -> None:
@@ -31,7 +31,7 @@ class PredictionImages(pl.Callback):
 
     @rank_zero_only
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Send pictures to the loggers; at the start, for averaged weights (EMA) are gone again at the end."""
+        """Log the images; at the start, as averaged weights (EMA) are already swapped out again at the end."""
         due = self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0
         if trainer.sanity_checking or not due or trainer.state.fn != "fit":
             return
@@ -65,13 +65,13 @@ class PredictionImages(pl.Callback):
         if not rows:
             return
         split = data.dataset.test_split if trainer.state.fn == "test" else data.dataset.val_split
-        title = f"{type(data.dataset).__name__} {split}, {len(rows)} images evenly spread over the split"
+        title = f"{type(data.dataset).__name__} {split}, {len(rows)} images spread evenly over the split"
         path = Path(trainer.default_root_dir) / "predictions.png"
         save_comparison(path, rows, data.dataset.class_names, data.dataset.palette, title)
-        print(f"Pictures of predictions: {path}")
+        print(f"Example predictions: {path}")
 
     def _rows(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[dict[str, Array]]:
-        """Per image: itself, the truth and each output's labels."""
+        """Yield image, ground truth and each output's labels, by name."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(module, CooperativeSegmentation)
         assert isinstance(data, SegmentationData)

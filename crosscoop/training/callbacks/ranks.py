@@ -1,4 +1,4 @@
-"""What becomes of the ranks that Lightning started on this machine when one of them dies."""
+"""The death of a rank that Lightning started on this machine."""
 
 import os
 import sys
@@ -11,18 +11,18 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.training.lightning_fixes import launched_ranks
 
 PATIENCE = 30.0
-"""Seconds that a rank has to end by itself after the first rank has gone, as it does at the end of every run."""
+"""Seconds that a rank has to exit by itself after the first rank has exited, as at the end of every run."""
 
 
 class Ranks(pl.Callback):
-    """Ends every rank when one dies, and says which one it was.
+    """Shutdown of all ranks when one dies, with a report of which one it was.
 
-    Lightning looks every five seconds whether the ranks live that the first one started, and kills all if one does
-    not. What it leaves out: a collective operation may fail before that, with a stack trace that is of no use; and
-    nobody looks whether the first rank lives. A rank started by hand (LOCAL_RANK=1) ends with its shell, too.
+    Every five seconds, Lightning checks the ranks that the first one started, and kills all of them if one has died.
+    This does not cover two cases: a collective operation may fail earlier, with an unhelpful stack trace, and the first
+    rank itself is not checked. A rank started by hand (LOCAL_RANK=1) also ends with its shell.
 
     Args:
-        trainer: Of this process.
+        trainer: The trainer of this process.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -31,15 +31,15 @@ class Ranks(pl.Callback):
             threading.Thread(target=end_without_parent, args=arguments, daemon=True).start()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Look for the rank that died before this one failed.
+        """Find the rank that died before this one failed.
 
         Raises:
-            CrosscoopError: There is one.
+            CrosscoopError: A rank has died.
         """
         processes = launched_ranks(trainer)
         if not processes or not isinstance(exception, RuntimeError):
             return
-        until = time.monotonic() + 3  # to close a connection is not yet to have ended
+        until = time.monotonic() + 3  # a rank closes its connections before it has exited
         while not any(process.poll() for process in processes) and time.monotonic() < until:
             time.sleep(0.1)
         dead = [
@@ -47,20 +47,20 @@ class Ranks(pl.Callback):
         ]
         if dead:
             raise CrosscoopError(
-                f"{', '.join(dead)}, expected all ranks to go on. Look above for what it said; code -9 without a word "
-                f"is often a machine out of memory. Rank 0 saw: {str(exception).strip().splitlines()[0]}"
+                f"{', '.join(dead)}, expected all ranks to keep running. See its output above; code -9 without output "
+                f"often means out of memory. The error on rank 0: {str(exception).strip().splitlines()[0]}"
             ) from exception
 
 
 def end_without_parent(parent: int, rank: int) -> None:
-    """Wait until the parent process has gone, and end this one if it does not do so by itself.
+    """Wait until the parent process has exited, and end this one if it does not exit by itself.
 
     Args:
-        parent: Its id.
-        rank: This rank, to be named.
+        parent: Id of the parent process.
+        rank: This rank, for the message.
     """
     while os.getppid() == parent:
         time.sleep(1)
     time.sleep(PATIENCE)
-    print(f"crosscoop: error: rank {rank}: the first rank is gone. Look above for what it said.", file=sys.stderr)
+    print(f"crosscoop: error: rank {rank}: the first rank has exited. See its output above.", file=sys.stderr)
     os._exit(2)

@@ -1,4 +1,4 @@
-"""The run's folder: its configuration, history, figures, and what its checkpoints say of themselves."""
+"""The run's folder: its configuration, history, metrics, and the description in its checkpoints."""
 
 import csv
 import resource
@@ -24,13 +24,13 @@ from crosscoop.version import __version__
 
 
 class RunFolder(pl.Callback):
-    """Keeps a run's records in `trainer.default_root_dir`.
+    """Records of a run in `trainer.default_root_dir`.
 
-    `config.yaml` (the resolved configuration, which also goes to every logger), `history.csv` (a row per validation),
-    `metrics.json` (the figures of the last test or validation; after `fit`, of its best epoch), and the table of the
-    figures on the console. `test` and `validate` also leave `confusion.json` and `confusion.png` (pixels by true and
-    predicted class), and in `test.yaml` or `validate.yaml` the configuration under which they counted. Each checkpoint
-    gets the configuration, class names and colours, so that it can be used without any other file.
+    These are `config.yaml` (the resolved configuration, also sent to every logger), `history.csv` (a row per
+    validation), `metrics.json` (the metrics of the last test or validation; after `fit`, of the best epoch), and the
+    table of metrics on the console. `test` and `validate` also write `confusion.json` and `confusion.png` (pixels by
+    true and predicted class), and their configuration as `test.yaml` or `validate.yaml`. Each checkpoint contains the
+    configuration, class names and colours, so that it can be used without any other file.
 
     Args:
         config: The command's configuration, as plain values.
@@ -52,7 +52,7 @@ class RunFolder(pl.Callback):
                 logger.log_hyperparams(self.config)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin an epoch's mean loss and time."""
+        """Reset the epoch's losses and timer."""
         self.losses, self.started = [], time.monotonic()
 
     def on_train_batch_end(
@@ -63,7 +63,7 @@ class RunFolder(pl.Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the history and the best epoch's figures, before the checkpoint is saved."""
+        """Write the history and the best epoch's metrics before the checkpoint is saved."""
         assert isinstance(pl_module, CooperativeSegmentation)
         if trainer.sanity_checking:
             return
@@ -77,37 +77,37 @@ class RunFolder(pl.Callback):
             row |= {f"val/{figure}/{name}": value for figure, value in scores.headline.items()}
         self.history.append(row)
         with replacing(self._folder(trainer) / "history.csv") as path, path.open("w", newline="") as file:
-            columns = dict.fromkeys(column for each in self.history for column in each)  # a resumed run may have others
+            columns = dict.fromkeys(column for each in self.history for column in each)  # a resumed run may log others
             writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(self.history)
-        if (record["miou"] or 0) > self.best.get("miou", -1):  # of equal ones the first, as ModelCheckpoint does
+        if (record["miou"] or 0) > self.best.get("miou", -1):  # the first of equal ones, as in ModelCheckpoint
             self.best = {**record, "miou": record["miou"] or 0, "epoch": trainer.current_epoch}
             write_json(self._folder(trainer) / "metrics.json", self.best)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the best epoch's figures."""
+        """Print the best epoch's metrics."""
         if self.best:
             Console().print(to_table(self.best))
             print(f"Best of {len(self.history)} validations: epoch {self.best['epoch']}. Run: {self._folder(trainer)}")
 
     @rank_zero_only
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and print the figures."""
+        """Write and print the metrics."""
         self._report(trainer, pl_module, "test")
 
     @rank_zero_only
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say how to go on after Ctrl-C or an error."""
+        """Print how to resume after Ctrl-C or an error."""
         folder = self._folder(trainer)
         if trainer.state.fn == "fit" and (folder / "last.ckpt").exists():
-            print(f"\nTo go on: crosscoop fit --run {shlex.quote(str(folder))} --resume", file=sys.stderr)
+            print(f"\nTo resume: crosscoop fit --run {shlex.quote(str(folder))} --resume", file=sys.stderr)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put into the checkpoint what is needed to use it alone."""
+        """Add to the checkpoint what is needed to use it on its own."""
         dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
         checkpoint["crosscoop"] = {
             "version": __version__,
@@ -117,13 +117,13 @@ class RunFolder(pl.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """History and best figures, and what the epoch has brought so far: a resumed run goes on with them."""
+        """Return the history, the best metrics, and the losses and time of the epoch so far."""
         losses = torch.stack(self.losses).tolist() if self.losses else []
         seconds = time.monotonic() - self.started
         return {"history": self.history, "best": self.best, "losses": losses, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Restore them in a resumed run."""
         self.history, self.best = state_dict["history"], state_dict["best"]
         self.losses = [torch.tensor(loss) for loss in state_dict.get("losses", [])]
         self.started = time.monotonic() - state_dict.get("seconds", 0)
@@ -140,7 +140,7 @@ class RunFolder(pl.Callback):
         save_confusion(folder / "confusion.png", scores.counts.numpy(), scores.class_names, title)
         Console().print(to_table(record))
         print(f"Peak memory: {peak_memory(module.device):.1f} GiB on {module.device}")
-        print(f"Figures: {folder / 'metrics.json'}\nConfusion matrix: {folder / 'confusion.png'}")
+        print(f"Metrics: {folder / 'metrics.json'}\nConfusion matrix: {folder / 'confusion.png'}")
 
     def _record(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> dict[str, Any]:
         assert isinstance(module, CooperativeSegmentation)
@@ -157,7 +157,7 @@ class RunFolder(pl.Callback):
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory in GiB that this process has held so far: of the GPU, or else of the machine."""
+    """Return the peak memory of this process in GiB: on the GPU if it uses one, else in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The list of the bad samples that training left out."""
+"""The bad samples that training skipped."""
 
 import csv
 from pathlib import Path
@@ -11,10 +11,10 @@ from crosscoop.files import replacing, shorten
 
 
 class SkippedSamples(pl.Callback):
-    """Counts and lists the training samples that `data.skip_bad_samples` left out, of all workers and ranks.
+    """List of the training samples that `data.skip_bad_samples` skipped, over all workers and ranks.
 
-    After each epoch that skipped some, a line on the console names them, and `skipped.csv` in the run's folder has a
-    row per sample: its name, how often it was skipped, in which epoch first, and what was wrong then.
+    After each epoch that skipped any, a line on the console names them, and `skipped.csv` in the run's folder has a
+    row per sample: its name, how often it was skipped, the first epoch, and the fault found then.
     """
 
     def __init__(self) -> None:
@@ -24,11 +24,11 @@ class SkippedSamples(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note what the batch's samples stand in for."""
+        """Keep the bad samples that the batch's samples replace."""
         self.latest += batch.get("skipped", [])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the ranks together; the first one writes."""
+        """Gather the samples of all ranks; the first rank writes the file."""
         gathered = [self.latest]
         if trainer.world_size > 1:
             gathered = [[] for _ in range(trainer.world_size)]
@@ -50,9 +50,9 @@ class SkippedSamples(pl.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, which a resumed run goes on with."""
+        """Return the rows, with which a resumed run continues."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Restore the rows."""
         self.rows = state_dict["rows"]

@@ -1,4 +1,4 @@
-"""What the network costs, printed before it is trained."""
+"""The cost of the network, printed before training."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
@@ -9,7 +9,7 @@ from crosscoop.network.cost import PartCost, cost_by_part
 
 
 class NetworkSummary(pl.Callback):
-    """Prints parameters and multiply-adds of each backbone, each head and the exchanges.
+    """Table of the parameters and multiply-adds of each backbone, each head and the exchanges.
 
     Args:
         crop_size: Side of the training crops, in pixels, for which multiply-adds are counted.
@@ -26,10 +26,10 @@ class NetworkSummary(pl.Callback):
 
 
 def to_table(costs: dict[str, PartCost], side: int) -> Table:
-    """Lay out the costs of a network's parts, the whole network last.
+    """Return a table of the costs of a network's parts, with the complete network last.
 
     Args:
-        costs: By the part's name.
+        costs: Costs by part name.
         side: Side of the crop in pixels.
     """
     counted = all(cost.macs is not None for cost in costs.values())

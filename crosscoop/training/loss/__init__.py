@@ -1,4 +1,4 @@
-"""Losses of one branch's logits; the objective decides what becomes of the branches' losses."""
+"""Losses of one branch's logits; the objective combines those of all branches."""
 
 from crosscoop.training.loss.contract import Loss, mean_over_ranks
 from crosscoop.training.loss.cross_entropy import CrossEntropy

@@ -1,4 +1,4 @@
-"""What every loss of a branch fulfils, and how it stays exact when a batch is spread over several ranks."""
+"""The contract of a branch's loss, and how it stays exact when a batch is spread over several ranks."""
 
 from abc import ABC, abstractmethod
 
@@ -12,7 +12,7 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss, a scalar; finite, with gradients of zero, where no pixel is labelled.
+        """Return the loss, a scalar; finite, with zero gradients, if no pixel is labelled.
 
         Args:
             logits: `(N, num_classes, H, W)`, in half precision under autocast.
@@ -31,7 +31,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     Without gradients, as in validation, where ranks may hold different numbers of batches, it is the value itself.
 
     Args:
-        value: A tensor of the same shape on every rank; every rank has to call this.
+        value: A tensor of the same shape on every rank; every rank must call this.
     """
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return value
@@ -41,5 +41,5 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def in_single(logits: Tensor) -> Tensor:
-    """Return logits in single precision at least: sums over pixels need its digits."""
+    """Return logits in at least single precision, which sums over pixels require."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

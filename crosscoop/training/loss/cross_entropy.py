@@ -17,7 +17,7 @@ class CrossEntropy(Loss):
     Args:
         class_weights: One weight per class; null weights all classes equally.
         label_smoothing: Share of the probability that is spread over all classes.
-        hardest: Share of each image's labelled pixels that counts, those of the largest loss (online hard example
+        hardest: Share of each image's labelled pixels that counts, those with the largest loss (online hard example
             mining); 1 counts all.
 
     Raises:
@@ -33,12 +33,12 @@ class CrossEntropy(Loss):
         if not 0 <= label_smoothing <= 1:
             raise CrosscoopError(f"loss.label_smoothing: got {label_smoothing}, expected 0 to 1.")
         if not 0 < hardest <= 1:
-            raise CrosscoopError(f"loss.hardest: got {hardest}, expected a share above 0, at most 1.")
+            raise CrosscoopError(f"loss.hardest: got {hardest}, expected a share above 0 and at most 1.")
         self.register_buffer("weight", class_weights_tensor(class_weights), persistent=False)
         self.label_smoothing, self.hardest = label_smoothing, hardest
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return the mean over the labelled pixels; 0 where there are none.
+        """Return the mean over the labelled pixels; 0 if there are none.
 
         Args:
             logits: `(N, num_classes, H, W)`.
@@ -65,9 +65,9 @@ class CrossEntropy(Loss):
 
 
 def hardest_pixels(losses: Tensor, labelled: Tensor, share: float) -> Tensor:
-    """Return which pixels are at least as hard as the last one of the hardest share of their image.
+    """Return `(N, H, W)` bool: the hardest share of each image's labelled pixels, including ties.
 
-    By image rather than by batch, so that it does not depend on which ranks the images lie.
+    Per image rather than per batch, so that the result does not depend on how images are spread over ranks.
 
     Args:
         losses: `(N, H, W)`.

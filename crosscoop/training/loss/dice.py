@@ -10,11 +10,11 @@ from crosscoop.training.loss.contract import Loss, in_single, mean_over_ranks
 class Dice(Loss):
     """Dice loss: 1 minus the soft Dice coefficient, averaged over the classes that the masks contain.
 
-    The coefficients are those of the whole batch, joined over all ranks; only labelled pixels count.
+    The coefficients are computed over the batches of all ranks together; only labelled pixels count.
     """
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return the mean over the classes; 0 where no pixel is labelled.
+        """Return the mean over the classes; 0 if no pixel is labelled.
 
         Args:
             logits: `(N, num_classes, H, W)`.

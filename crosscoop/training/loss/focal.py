@@ -18,7 +18,7 @@ class Focal(Loss):
     It is the mean over the labelled pixels of all ranks; with a gamma of 0 it equals `CrossEntropy`.
 
     Args:
-        gamma: How far pixels that are already right count less.
+        gamma: How strongly well-classified pixels are down-weighted.
         class_weights: One weight per class; null weights all classes equally.
 
     Raises:
@@ -35,7 +35,7 @@ class Focal(Loss):
         self.gamma = gamma
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return the mean over the labelled pixels; 0 where there are none.
+        """Return the mean over the labelled pixels; 0 if there are none.
 
         Args:
             logits: `(N, num_classes, H, W)`.

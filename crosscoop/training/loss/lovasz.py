@@ -10,11 +10,11 @@ from crosscoop.training.loss.contract import Loss, in_single, mean_over_ranks
 class Lovasz(Loss):
     """Lovasz-Softmax loss: a convex surrogate of 1 minus the mean IoU of an image, over the classes of its mask.
 
-    It is the mean over the images of all ranks that have a label.
+    It is the mean over the labelled images of all ranks.
     """
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return the mean over the images; 0 where no pixel is labelled.
+        """Return the mean over the images; 0 if no pixel is labelled.
 
         Args:
             logits: `(N, num_classes, H, W)`.
@@ -27,7 +27,7 @@ class Lovasz(Loss):
 
 
 def lovasz_softmax(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """Return the loss of one image; 0 where it has no label.
+    """Return the loss of one image; 0 if no pixel is labelled.
 
     Args:
         probabilities: `(num_classes, H, W)`.
@@ -44,12 +44,12 @@ def lovasz_softmax(probabilities: Tensor, mask: Tensor) -> Tensor:
 
 
 def jaccard_steps(truth: Tensor) -> Tensor:
-    """Return how much each pixel adds to 1 - IoU when pixels turn wrong one after the other.
+    """Return how much each pixel adds to 1 - IoU when pixels become wrong one after the other.
 
-    In closed form: as differences of neighbouring IoUs, most digits would cancel in a large image.
+    The closed form avoids differences of neighbouring IoUs, which lose most of their digits in a large image.
 
     Args:
-        truth: `(classes, pixels)` bool: whether a pixel, the first to turn wrong first, is of the class.
+        truth: `(classes, pixels)` bool: whether a pixel belongs to the class, in the order in which they become wrong.
     """
     missed = truth.cumsum(1)
     total = missed[:, -1:]

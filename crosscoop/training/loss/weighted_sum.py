@@ -14,7 +14,7 @@ class WeightedSum(Loss):
 
     Args:
         losses: The losses, each by class path.
-        weights: One weight per loss; null adds them as they are.
+        weights: One weight per loss; null weights all losses by 1.
 
     Raises:
         CrosscoopError: There is no loss, or not one weight of 0 or more per loss.
