@@ -1,1 +1,1 @@
-"""Comparisons of crosscoop with what one would use instead: `python -m benchmarks`."""
+"""Comparisons of crosscoop with its alternatives: `python -m benchmarks`."""

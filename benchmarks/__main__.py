@@ -1,4 +1,4 @@
-"""Run all comparisons, or those that are named, and write docs/benchmarks.md from all results there are."""
+"""Run all or the named comparisons, and write docs/benchmarks.md from all available results."""
 
 import argparse
 import importlib
@@ -21,21 +21,21 @@ VERSIONS = (*VERSIONS, "albumentations", "opencv-python-headless", "onnxruntime"
 
 
 def main() -> None:
-    """Run."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(document.SECTIONS)}; default: all"
+        "names", nargs="*", metavar="NAME", help=f"comparisons to run, of {', '.join(document.SECTIONS)}; default: all"
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written: only to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, no results: checks that everything runs")
     parser.add_argument(
-        "--threads", type=int, default=1, help="more than one: by the clock, on an idle machine; default: 1"
+        "--threads", type=int, default=1, help="several measure wall-clock time, on an idle machine; default: 1"
     )
-    parser.add_argument("--document", action="store_true", help="only write the document anew, from earlier results")
-    parser.add_argument("--voc", help="folder of PASCAL VOC 2012; default: generated files of its size")
-    parser.add_argument("--cityscapes", help="folder of Cityscapes; default: generated files of its size")
+    parser.add_argument("--document", action="store_true", help="only regenerate the document from earlier results")
+    parser.add_argument("--voc", help="folder of PASCAL VOC 2012; default: generated files of the same size")
+    parser.add_argument("--cityscapes", help="folder of Cityscapes; default: generated files of the same size")
     given = parser.parse_args()
     if unknown := set(given.names) - set(document.SECTIONS):
-        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(document.SECTIONS)}")
+        parser.error(f"got {', '.join(sorted(unknown))}, expected names from {', '.join(document.SECTIONS)}")
     if given.threads < 1:
         parser.error(f"--threads: got {given.threads}, expected at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, str]:
-    """What it runs on."""
+    """Return processor, threads and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()

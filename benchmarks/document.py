@@ -1,7 +1,8 @@
-"""docs/benchmarks.md and its plot, from the results."""
+"""Generation of docs/benchmarks.md and its plot from the results."""
 
 import json
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from benchmarks.measure import Row
@@ -9,50 +10,50 @@ from benchmarks.measure import Row
 SECTIONS = {
     "metric": (
         "Mean IoU from coarse logits",
-        "What `validate` and `test` do by default with the logits of an image: labels by `crosscoop.evaluation.labels."
+        "The default processing of an image's logits in `validate` and `test`: labels by `crosscoop.evaluation.labels."
         "upsampled_labels`, counts by `crosscoop.evaluation.metrics.ConfusionMatrix`.",
     ),
     "evaluation": (
         "Whole evaluation",
-        "From PNG files to the figures of top, bottom and ensemble; both sides read files by our `EvaluationSet`, the "
-        "networks have the same backbones and random weights.",
+        "From PNG files to the metrics of top, bottom and ensemble. Both sides read files with our `EvaluationSet`; "
+        "the networks have the same backbones and random weights.",
     ),
     "pipelines": (
         "Training pipelines",
-        "What one worker does: read, random scale 0.5 to 2, crop, flip, batch. `prepared` is `--data.prepared`, after "
-        "`crosscoop prepare-data`. Ours hands bytes to the device, the others finished floats; the notes say what that "
-        "leaves to the device.",
+        "The work of one worker: read, random scale 0.5 to 2, crop, flip, batch. `prepared` is `--data.prepared`, "
+        "after `crosscoop prepare-data`. Ours passes bytes to the device, the others normalised floats; the notes "
+        "state what remains to be done on the device.",
     ),
     "training": (
         "Training steps",
         "Forward, losses, backward and SGD on random images. smp has its second separable convolution at stride 16, "
-        "ours at stride 4, as in the DeepLabV3+ paper: with as many parameters, a light pair's branches need 6.19 G "
-        "multiply-adds for this forward, smp's two networks 5.15 G.",
+        "ours at stride 4, as in the DeepLabV3+ paper: with equally many parameters, a light pair's branches need 6.19 "
+        "G multiply-adds for this forward pass, smp's two networks 5.15 G.",
     ),
     "inference": (
         "Inference",
         "From a uint8 image to the coarse logits of top, bottom and ensemble (`fast`: `crosscoop predict --fast`: "
-        "folded batch norms, channels-last layout, bfloat16), against smp's logits at full size; smp's images are "
-        "padded to multiples of 16, as it demands. `cross_c1_c2` with `add` and random weights, whose saturated "
-        "outputs bfloat16 throws about: their differences are an upper bound that says little. Of a light pair "
-        "trained on CamVid, on nine test images, `fast` left 99.5 % of the labels as they were; probabilities changed"
-        " by 0.0009 on average and by 0.25 at most.",
+        "folded batch norms, channels-last layout, bfloat16), against smp's logits at full resolution; smp's images "
+        "are padded to multiples of 16, as it requires. The pair is `cross_c1_c2` with `add` and random weights, whose "
+        "saturated outputs are sensitive to bfloat16: the differences are a loose upper bound. For a light pair "
+        "trained on CamVid, on nine test images, `fast` left 99.5 % of the labels unchanged; probabilities changed "
+        "by 0.0009 on average and by at most 0.25.",
     ),
     "start": ("Start", "CPU time of a process."),
     "processes": (
         "Two processes",
-        "A step of a light pair at 256 x 256, batch 2 per process, by the clock; DDP over gloo. "
-        "Of two processes the slower counts; times as fast is the efficiency of weak scaling.",
+        "A step of a light pair at 256 x 256, batch 2 per process, in wall-clock time; DDP over gloo. "
+        "The slower of the two processes counts; 'times as fast' is the efficiency of weak scaling.",
     ),
     "growth": (
-        "Growth, shares, and the machine's limit",
+        "Scaling, shares, and the machine's limit",
         "A training step (forward, losses, backward) of the light pair with dense heads: 128 x 128, 21 classes, batch "
-        "2, two branches (connected by `cross_c1_c2`; other numbers are not), one of these changed at a time. "
-        "Memory is that of the maps and weights that the forward keeps for the backward. Convolution: 3 x 3, 256 "
-        "channels, 64 x 64, batch 2, measured in turn with the step.",
+        "2, two branches (connected by `cross_c1_c2`; other numbers of branches are not connected), one of these "
+        "varied at a time. Memory is that of the maps and weights that the forward pass keeps for the backward pass. "
+        "Convolution: 3 x 3, 256 channels, 64 x 64, batch 2, measured alternately with the step.",
     ),
 }
-"""The comparisons in order: title and text, by the name of their module."""
+"""Title and text of each comparison by its module's name, in order."""
 
 
 def write(results: Path, folder: Path) -> None:
@@ -64,10 +65,10 @@ def write(results: Path, folder: Path) -> None:
             for path in (results / f"{name}.json", *sorted(results.glob(f"{name}_*_threads.json")))
             if path.is_file()
         ]
-        lines += [f"## {title}", "", text, ""] if found else []
+        lines += [f"## {title}", "", fill(text, 120, break_on_hyphens=False), ""] if found else []
         for result in found:
-            lines += [*section(result["rows"]), f"`{result['command']}`, {result['date']}; "]
-            lines += [", ".join(f"{key} {value}" for key, value in result["machine"].items()) + ".", ""]
+            machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+            lines += [*section(result["rows"]), f"`{result['command']}`, {result['date']};", f"{machine}.", ""]
             if grown := [row for row in result["rows"] if "growth" in row]:
                 plot(grown, folder / "benchmarks.svg")
     lines.append((Path(__file__).parent / "tried.md").read_text())
@@ -75,15 +76,15 @@ def write(results: Path, folder: Path) -> None:
 
 
 def section(rows: list[Row]) -> list[str]:
-    """A section's tables and notes."""
+    """Return the tables and notes of a section."""
     lines = []
     compared = [row for row in rows if row["against"]]
     if compared:
-        lines = ["| ours | against | ours | theirs | ratio (quartiles) | to reach |", "|---|---|---|---|---|---|"]
+        lines = ["| ours | against | ours | theirs | ratio (quartiles) | target |", "|---|---|---|---|---|---|"]
         lines += [*map(line, compared), ""]
     shares = [row for row in rows if not row["against"] and "growth" not in row]
     if shares:
-        lines += ["| part | share of a forward in training |", "|---|---|"]
+        lines += ["| part | share of a forward pass in training |", "|---|---|"]
         lines += [
             f"| {row['what'].removeprefix('share of ').removesuffix(' in a forward')} | {row['ours'][1]:.1f} % |"
             for row in shares
@@ -92,7 +93,7 @@ def section(rows: list[Row]) -> list[str]:
     grown = [row for row in rows if "growth" in row]
     if grown:
         lines += [
-            "![Time of a step, and memory that it keeps for its backward](benchmarks.svg)",
+            "![Time of a step, and memory kept for its backward pass](benchmarks.svg)",
             "",
             "| | seconds | MiB kept |",
             "|---|---|---|",
@@ -105,7 +106,7 @@ def section(rows: list[Row]) -> list[str]:
 
 
 def line(row: Row) -> str:
-    """A row as a line of a table."""
+    """Format a row as a line of a table."""
     low, high = row["quartiles"]
     spread = f" ({low:.2f} to {high:.2f})" if row["repeats"] > 1 else ""
     ratio = f"{row['ratio']:.2f}{spread} {'times as fast' if row['faster'] else 'ours : theirs'}"
@@ -117,7 +118,7 @@ def line(row: Row) -> str:
 
 
 def amount(quartiles: list[float], row: Row) -> str:
-    """A median with its unit: items per second, milliseconds, or what the row says."""
+    """Format a median with its unit: items per second, seconds, milliseconds, or the row's unit."""
     median = quartiles[1]
     if row["items"]:
         return f"{number(row['items'] / median)} / s"
@@ -127,12 +128,12 @@ def amount(quartiles: list[float], row: Row) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """Format a number with three significant digits."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Time and memory over size, classes, batch and branches."""
+    """Plot time and memory against size, classes, batch size and branches."""
     from matplotlib.figure import Figure
 
     points: dict[str, list[Any]] = {}

@@ -1,4 +1,4 @@
-"""A whole evaluation at full size: the steps of `crosscoop test` against a plain loop of smp and torchmetrics."""
+"""A whole evaluation at full resolution: the steps of `crosscoop test` against a loop with smp and torchmetrics."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ CLASSES = 19
 
 
 def run(setting: Setting) -> list[Row]:
-    """From files to mean IoU of top, bottom and ensemble, whole images of Cityscapes' size."""
+    """Measure from files to mean IoU of top, bottom and ensemble, on whole images of Cityscapes' size."""
     branches = setting.pick(["test_resnet", "test_byobnet"], PAIRS["MobileNetV2 + EfficientNet-Lite0"])
     shape = setting.pick((64, 128), (1024, 2048))
     arguments = (branches, shape, setting.device)
@@ -42,7 +42,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def evaluation(kind: str, branches: list[str], shape: tuple[int, int], device: str) -> Callable[[], None]:
-    """Evaluates an image."""
+    """Return a function that evaluates one image."""
     torch.manual_seed(0)
     folder = Path(mkdtemp()) / "files"
     dataset = generated(folder, "Cityscapes", (shape[0], shape[1]), 1)

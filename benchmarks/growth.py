@@ -1,4 +1,4 @@
-"""How time and memory of a training step grow, what its parts take, and how far it is from the machine's own limit."""
+"""Scaling of a training step in time and memory, the shares of its parts, and its distance from the machine's limit."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,7 +18,7 @@ BASE = {"size": 128, "classes": 21, "batch": 2, "branches": 2}
 
 
 def run(setting: Setting) -> list[Row]:
-    """A light pair; one of size, classes, batch and branches at a time."""
+    """Measure a light pair, varying one of size, classes, batch size and branches at a time."""
     light = setting.pick(["test_resnet", "test_byobnet"], PAIRS["MobileNetV2 + EfficientNet-Lite0"])
     base = setting.pick({**BASE, "size": 32}, BASE)
     values = {
@@ -38,7 +38,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def saved(work: Callable[[], None]) -> float:
-    """MiB of the maps that a step keeps for its backward, weights among them."""
+    """Return the memory in MiB that a step keeps for its backward pass, weights included."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ def saved(work: Callable[[], None]) -> float:
 
 
 def step_of(light: list[str], device: str, size: int, classes: int, batch: int, branches: int) -> Callable[[], None]:
-    """Forward, loss and backward of as many branches, connected if they are two."""
+    """Return a function that computes forward, loss and backward of `branches` branches, connected if there are two."""
     from crosscoop.network import create_network
 
     strategy = "cross_c1_c2" if branches == 2 else "none"
@@ -69,7 +69,7 @@ def step_of(light: list[str], device: str, size: int, classes: int, batch: int, 
 
 
 def shares(light: list[str], setting: Setting, base: dict[str, int]) -> list[Row]:
-    """Seconds of the parts of a forward, by hooks: the exchange, the heads, the backbones."""
+    """Measure the shares of a forward pass by hooks: exchange, heads and backbones."""
     (network,) = cooperative(light, "cross_c1_c2", False)
     network.to(setting.device).train()
     image = torch.rand(base["batch"], 3, base["size"], base["size"], device=setting.device)
@@ -90,7 +90,7 @@ def shares(light: list[str], setting: Setting, base: dict[str, int]) -> list[Row
 
 
 def parts(network: Any) -> list[tuple[str, nn.Module]]:
-    """The modules whose time is measured, none inside another."""
+    """Return the modules to measure, none inside another."""
     found = [("the exchange", module) for module in network.modules() if isinstance(module, Exchange)]
     for branch in network.branches:
         found.append(("the backbones", branch.backbone))
@@ -102,7 +102,7 @@ def parts(network: Any) -> list[tuple[str, nn.Module]]:
 
 
 def watch(module: nn.Module, seconds: dict[str, list[float]], part: str, device: str) -> None:
-    """Add up a module's seconds."""
+    """Accumulate the time that a module takes."""
     begins: list[float] = []
     module.register_forward_pre_hook(lambda *_: begins.append(now(device)))
 
@@ -113,7 +113,7 @@ def watch(module: nn.Module, seconds: dict[str, list[float]], part: str, device:
 
 
 def limit(light: list[str], setting: Setting, base: dict[str, int]) -> list[Row]:
-    """Multiply-adds per second of a step (three times those of a forward) and of one large convolution."""
+    """Compare multiply-adds per second of a step (three times those of a forward pass) with one large convolution's."""
     heavy = setting.pick(light, PAIRS["Xception-65 + ResNet-101"])
     large = torch.rand(2, 256, *setting.pick((8, 8), (64, 64)), device=setting.device)
     weight = torch.rand(256, 256, 3, 3, device=setting.device)

@@ -1,4 +1,4 @@
-"""Inference of one image: the pair as `crosscoop predict --fast` runs it, against two smp networks in eager mode."""
+"""Inference on one image: the pair as in `crosscoop predict --fast`, against two smp networks in eager mode."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from crosscoop.prediction.predictor import Predictor
 
 
 def run(setting: Setting) -> list[Row]:
-    """One image of VOC's size and one of Cityscapes', from a tensor to the logits of both branches and their sum."""
+    """Measure images of VOC's and Cityscapes' size, from a tensor to the logits of both branches and their sum."""
     rows = []
     pairs = setting.pick({"tiny pair": ["test_resnet", "test_byobnet"]}, PAIRS)
     for name, branches in pairs.items():
@@ -40,7 +40,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def realistic(network: CooperativeNetwork, setting: Setting) -> CooperativeNetwork:
-    """The network after one forward in training: its batch norms' statistics then fit random weights."""
+    """Run one forward pass in training mode, so that batch norm statistics fit the random weights."""
     network.train().to(setting.device)
     with torch.no_grad():
         for module in network.modules():
@@ -52,7 +52,7 @@ def realistic(network: CooperativeNetwork, setting: Setting) -> CooperativeNetwo
 
 @torch.inference_mode()
 def theirs(peers: list[nn.Module], image: torch.Tensor) -> list[torch.Tensor]:
-    """Logits of smp's networks, which take sides that are multiples of 16."""
+    """Return the logits of smp's networks, which require sides that are multiples of 16."""
     height, width = image.shape[-2:]
     padded = functional.pad(image.float() / 255, (0, -width % 16, 0, -height % 16))
     return [peer(padded)[..., :height, :width] for peer in peers]

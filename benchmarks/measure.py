@@ -1,4 +1,4 @@
-"""How things are measured: A and B in turn in one process, medians and quartiles; peak memory in a process apart."""
+"""Measurement: A and B alternately in one process, medians and quartiles; peak memory in a separate process."""
 
 import json
 import statistics
@@ -16,13 +16,13 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all comparisons are told.
+    """The settings of all comparisons.
 
     Attributes:
-        quick: Sizes so small that every comparison ends within seconds: it shows that it runs, its figures say nothing.
+        quick: Use sizes so small that every comparison ends within seconds; its measurements are meaningless.
         device: `cpu` or `cuda`.
-        voc: A folder of PASCAL VOC 2012, or None for generated files of its size.
-        cityscapes: A folder of Cityscapes, or None for generated files of its size.
+        voc: A folder of PASCAL VOC 2012, or None for generated files of the same size.
+        cityscapes: A folder of Cityscapes, or None for generated files of the same size.
     """
 
     quick: bool = False
@@ -31,15 +31,15 @@ class Setting:
     cityscapes: str | None = None
 
     def pick(self, quick: Any, full: Any) -> Any:
-        """One of two sizes."""
+        """Return the value for a quick or for a full run."""
         return quick if self.quick else full
 
 
 def in_turn(works: list[Work], repeats: int, device: str = "cpu", warm_up: int = 1) -> list[list[float]]:
-    """Seconds of each work, in turn A B A B ..., after a warm-up.
+    """Measure the seconds of each work alternately, A B A B ..., after a warm-up.
 
-    On one thread of the CPU it is the CPU time of this process, which other processes disturb less than the time on the
-    clock; on an idle machine both are the same. On several, and on CUDA (synchronised), it is the time on the clock.
+    On one CPU thread this is the CPU time of the process, which other processes disturb less than wall-clock time; on
+    an idle machine both are equal. On several threads, and on CUDA (synchronised), it is wall-clock time.
     """
     seconds: list[list[float]] = [[] for _ in works]
     for repeat in range(warm_up + repeats):
@@ -52,7 +52,7 @@ def in_turn(works: list[Work], repeats: int, device: str = "cpu", warm_up: int =
 
 
 def now(device: str) -> float:
-    """Seconds, see `in_turn`."""
+    """Return a time in seconds, see `in_turn`."""
     import torch
 
     if device == "cuda":
@@ -74,18 +74,18 @@ def compare(
     repeats: int = 7,
     items: int | None = None,
 ) -> Row:
-    """A row of the document.
+    """Measure a row of the document.
 
     Args:
-        what: What of ours is measured.
-        ours: Does it once.
+        what: What is measured of ours.
+        ours: Runs it once.
         against: What it is compared with.
-        theirs: Does that once.
+        theirs: Runs that once.
         setting: The setting.
-        at_most: The ratio ours : theirs to reach.
-        times: How many times as fast to be.
-        repeats: How often.
-        items: Items that are worked on at a time; the row then has items per second.
+        at_most: Target for the ratio ours : theirs, as a maximum.
+        times: Target for how many times as fast ours is, as a minimum.
+        repeats: Number of repetitions.
+        items: Number of items per run; the row then shows items per second.
     """
     a, b = in_turn([ours, theirs], setting.pick(2, repeats), setting.device)
     return row(what, a, against, b, at_most=at_most, times=times, items=items)
@@ -102,7 +102,7 @@ def row(
     items: int | None = None,
     unit: str = "s",
 ) -> Row:
-    """A row of the document from measured numbers, in pairs; see `compare`."""
+    """Return a row of the document from paired measurements, see `compare`."""
     faster = times is not None
     ratios = [b / a if faster else a / b for a, b in zip(ours, theirs, strict=True)]
     low, ratio, high = quartiles(ratios)
@@ -124,21 +124,21 @@ def row(
 
 
 def quartiles(numbers: list[float]) -> list[float]:
-    """Lower quartile, median and upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     if len(numbers) < 2:
         return [numbers[0]] * 3
     return statistics.quantiles(numbers, n=4, method="inclusive")
 
 
 def peak_memory(function: str, *arguments: Any) -> dict[str, float]:
-    """Peak memory in MiB of a function in a process of its own.
+    """Measure peak memory in MiB of a function in a separate process.
 
     Args:
-        function: `module:name`; it makes what is needed and returns what is to be measured, a function itself.
-        arguments: Its arguments, plain values.
+        function: `module:name` of a function that prepares the measurement and returns the function to measure.
+        arguments: Its arguments, as JSON values.
 
     Returns:
-        `peak`, of the whole process, and `added`, by what is measured.
+        `peak` of the whole process, and `added` by the measured function.
     """
     command = [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -162,7 +162,7 @@ def _main() -> None:
     else:
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         work()
-        status = Path("/proc/self/status").read_text()  # not ru_maxrss, which begins at the parent's
+        status = Path("/proc/self/status").read_text()  # ru_maxrss would start at the parent's peak
         peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     print(json.dumps({"peak": peak / 2**20, "added": (peak - before) / 2**20}))
 

@@ -1,4 +1,4 @@
-"""mIoU of an image of Cityscapes' size from logits at stride 4, upsampling included."""
+"""mIoU of an image of Cityscapes' size, from logits at stride 4 and including upsampling."""
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ VOID = 255
 
 
 def run(setting: Setting) -> list[Row]:
-    """Against torchmetrics' two ways, on logits with large regions and on noise."""
+    """Compare with both torchmetrics implementations, on logits with large regions and on noise."""
     height, width = setting.pick((64, 128), (1024, 2048))
     rows = []
     for kind in ("regions", "noise"):
         logits = make_logits(kind, height // 4, width // 4).to(setting.device)
         mask = whole(logits, (height, width)).argmax(1)
-        mask[torch.rand(mask.shape) < 0.3] = torch.randint(CLASSES, ())  # something to get wrong
+        mask[torch.rand(mask.shape) < 0.3] = torch.randint(CLASSES, ())  # so that some labels are wrong
         mask[torch.rand(mask.shape) < 0.1] = VOID
         ours = ConfusionMatrix(CLASSES).to(setting.device)
         matrix = MulticlassConfusionMatrix(CLASSES, ignore_index=VOID).to(setting.device)
-        mean = MeanIoU(CLASSES + 1, include_background=True, input_format="index").to(setting.device)  # it has no void
+        mean = MeanIoU(CLASSES + 1, include_background=True, input_format="index").to(setting.device)  # without void
         shifted = mask.where(mask != VOID, CLASSES)
 
         def update(logits: Tensor = logits, mask: Tensor = mask, metric: ConfusionMatrix = ours) -> None:
@@ -56,12 +56,12 @@ def run(setting: Setting) -> list[Row]:
 
 
 def whole(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Logits at full size."""
+    """Upsample logits to full resolution."""
     return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def make_logits(kind: str, height: int, width: int) -> Tensor:
-    """Logits with smooth regions and a little noise, or of noise alone: `(1, 19, height, width)`."""
+    """Return logits `(1, 19, height, width)` of smooth regions with slight noise, or of noise only."""
     torch.manual_seed(0)
     noise = torch.randn(1, CLASSES, height, width)
     if kind == "noise":

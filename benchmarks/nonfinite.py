@@ -1,4 +1,4 @@
-"""The cost of looking for nan in each training step: steps without, with, and with steps that may be left out, in turn.
+"""The cost of checking each training step for non-finite values: without, with, and with `max_skips`, alternately.
 
 python benchmarks/nonfinite.py
 """
@@ -21,7 +21,7 @@ CASES: dict[str, tuple[list[str], int, int, int, int]] = {  # branches, channels
 
 
 def measure(branches: list[str], channels: int, crop: int, batch: int, steps: int) -> list[float]:
-    """The median seconds of a step without the callback, with it, and with `max_skips`."""
+    """Measure the median seconds of a step without the callback, with it, and with `max_skips`."""
     network = create_network(branches, 11, pretrained=False, separable=True, channels=channels).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
     image, mask = torch.rand(batch, 3, crop, crop), torch.randint(11, (batch, crop, crop))

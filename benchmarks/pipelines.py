@@ -1,4 +1,4 @@
-"""Training pipelines: from files to batches of crops, by one worker."""
+"""Training pipelines: from files to batches of crops, in one worker."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ VOID = 255
 
 
 def run(setting: Setting) -> list[Row]:
-    """VOC at 513 and Cityscapes at 768, from files and from a prepared form."""
+    """Measure VOC at 513 and Cityscapes at 768, from files and from prepared data."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, root, shape, crop, number in (
@@ -69,7 +69,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def worker(draws: Iterable[Any], load: Callable[[Any], Any], join: Callable[[list[Any]], Any]) -> Callable[[], None]:
-    """What a data loader's worker does with samples: load each, make batches."""
+    """Return a function that does a data loader worker's job: load each sample and collate batches."""
     draws = list(draws)
 
     def work() -> None:
@@ -80,7 +80,7 @@ def worker(draws: Iterable[Any], load: Callable[[Any], Any], join: Callable[[lis
 
 
 def device_work(data: SegmentationData, batch: dict[str, Any]) -> float:
-    """Milliseconds per image for what our pipeline leaves to the device, and the others do in the worker."""
+    """Measure milliseconds per image for what our pipeline leaves to the device and the others do in the worker."""
     import time
 
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
@@ -94,13 +94,13 @@ def device_work(data: SegmentationData, batch: dict[str, Any]) -> float:
 
 
 def read_mask(sample: FileSample) -> np.ndarray[Any, Any]:
-    """The mask as most loaders read it."""
+    """Read a mask as most data sets do."""
     values = np.array(Image.open(str(sample.mask_path)))
     return values if sample.lookup is None else sample.lookup[values]
 
 
 def torchvision(crop: int) -> Callable[[FileSample], tuple[Tensor, Tensor]]:
-    """`SegmentationPresetTrain` of torchvision's references/segmentation/presets.py with v2 transforms, PIL images."""
+    """Reproduce `SegmentationPresetTrain` of torchvision's references/segmentation/presets.py (v2, PIL images)."""
     kind = {tv_tensors.Mask: torch.int64, torch.Tensor: torch.float32, "others": None}
     finish = v2.Compose([v2.PILToTensor(), v2.ToDtype(kind, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()])
 
@@ -121,7 +121,7 @@ def torchvision(crop: int) -> Callable[[FileSample], tuple[Tensor, Tensor]]:
 
 
 def naive(crop: int) -> Callable[[FileSample], tuple[Tensor, Tensor]]:
-    """The same augmentation composed in albumentations, with OpenCV as in its documentation."""
+    """Compose the same augmentation in albumentations, with OpenCV as in its documentation."""
     compose = albumentations.Compose(
         [
             albumentations.RandomScale((-0.5, 1.0), p=1),
@@ -143,12 +143,12 @@ def naive(crop: int) -> Callable[[FileSample], tuple[Tensor, Tensor]]:
 
 
 def real(name: str, root: str) -> SegmentationDataset:
-    """A data set on disk."""
+    """Open a data set on disk."""
     return PascalVOC(root, train_split="train") if name == "VOC" else Cityscapes(root)
 
 
 def generated(folder: Path, name: str, shape: tuple[int, int], number: int) -> Folder:
-    """Files of a data set's size and kind: smooth colours with some noise, which compress about as photographs do."""
+    """Generate files of a data set's size and type: smooth noisy colours, which compress about as well as photos."""
     random, suffix = np.random.default_rng(0), "jpg" if name == "VOC" else "png"
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Weak scaling: two processes with one thread each (gloo) against one, each with a batch of its own."""
+"""Weak scaling: two processes with one thread each (gloo) against one, with a batch per process."""
 
 import json
 import os
@@ -13,7 +13,7 @@ STEPS = 3
 
 
 def run(setting: Setting) -> list[Row]:
-    """Seconds on the clock of a training step under DDP; needs two idle cores."""
+    """Measure the wall-clock time of a training step under DDP; needs two idle cores."""
     if (os.cpu_count() or 1) < 2:
         return []
     size, branches = setting.pick(
@@ -33,7 +33,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def seconds(world_size: int, size: int, branches: list[str], synchronised: bool) -> float:
-    """Median seconds of a step, of the slowest process."""
+    """Measure the median seconds of a step in the slowest process."""
     port = 20000 + os.getpid() % 20000
     arguments = json.dumps([world_size, size, branches, synchronised, port])
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processes", arguments]
@@ -46,7 +46,7 @@ def seconds(world_size: int, size: int, branches: list[str], synchronised: bool)
 
 
 def work(world_size: int, size: int, branches: list[str], synchronised: bool, port: int, rank: int) -> None:
-    """One process: wraps the network as Lightning's strategy `ddp` does, and trains."""
+    """Train in one process, with the network wrapped as in Lightning's strategy `ddp`."""
     import torch
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel

@@ -1,8 +1,8 @@
-"""A soak: memory, open files and processes over 2,000 training steps and 20,000 predictions of a tiny network.
+"""A soak test: memory, open files and processes over 2,000 training steps and 20,000 predictions of a tiny network.
 
     python benchmarks/soak.py docs/soak.png
 
-It prints the slopes over the second half of each part, and fails where one is not flat. Linux only (/proc).
+It prints the slopes over the second half of each part, and fails if one is not flat. Linux only (/proc).
 """
 
 import contextlib
@@ -35,36 +35,36 @@ QUANTITIES = ("memory in MiB", "open files", "worker processes")
 
 
 def look() -> tuple[float, int, int]:
-    """Resident memory in MiB, open file descriptors and child processes of this process."""
+    """Return resident memory in MiB, open file descriptors and child processes of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20, len(open_files()), len(multiprocessing.active_children())
 
 
 def open_files() -> list[str]:
-    """What this process has open; numbers, such as those of sockets, are left out."""
+    """Return the names of open files, without numbers such as those of sockets."""
     names = []
     for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the folder itself, closed by now
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself, already closed
             names.append(re.sub(r"[\d_]+", "", str(entry.readlink())))
     return names
 
 
 class Watch(pl.Callback):
-    """Looks every 20 training steps."""
+    """A callback that records the quantities every 20 training steps."""
 
     rows: list[tuple[float, ...]] = []  # noqa: RUF012
     names: list[Counter[str]] = []  # noqa: RUF012
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Look."""
+        """Record the quantities."""
         if trainer.global_step % 20 == 0:
             Watch.rows.append((trainer.global_step, *look()))
             Watch.names.append(Counter(open_files()))
 
 
 def soak(output: Path) -> None:
-    """Train, predict, print the slopes and draw them."""
-    import soak as imported  # the class that the command line finds, not __main__'s
+    """Train and predict, print the slopes and plot the quantities."""
+    import soak as imported  # the class that the command line imports, not that of __main__
 
     with tempfile.TemporaryDirectory() as folder:
         main([*FIT.split(), "--trainer.max_steps", str(STEPS), "--run", folder])

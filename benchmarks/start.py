@@ -1,4 +1,4 @@
-"""How long the command line takes to start."""
+"""Start-up time of the command line."""
 
 import resource
 import subprocess
@@ -11,7 +11,7 @@ IMPORTS = "import torch, pytorch_lightning, timm, torchmetrics"
 
 
 def run(setting: Setting) -> list[Row]:
-    """CPU seconds of a process, against the bare import of the libraries."""
+    """Measure CPU seconds of a process, against only importing the libraries."""
     commands = {"crosscoop --help": ["--help"], "crosscoop fit --print_config": ["fit", "--print_config"]}
     commands["crosscoop fit --help"] = ["fit", "--help"]
     bare = process("-c", IMPORTS)
@@ -27,7 +27,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def process(*arguments: str) -> Callable[[], float]:
-    """Runs Python with arguments, and gives the CPU seconds that it took, its children's too."""
+    """Return a function that runs Python and returns its CPU seconds, including child processes."""
 
     def work() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

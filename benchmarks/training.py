@@ -1,4 +1,4 @@
-"""Training steps: what the exchange costs, and the pair against two networks of segmentation-models-pytorch."""
+"""Training steps: the cost of the exchange, and the pair against two networks of segmentation-models-pytorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ CLASSES = 21
 
 
 def run(setting: Setting) -> list[Row]:
-    """Time and peak memory of a step, for a heavy pair and a light one."""
+    """Measure time and peak memory of a step for a heavy and a light pair."""
     pairs = setting.pick({"tiny pair": ["test_resnet", "test_byobnet"]}, PAIRS)
-    size, batch = setting.pick((64, 2), (256, 2))  # smp takes multiples of 16 only
+    size, batch = setting.pick((64, 2), (256, 2))  # smp requires multiples of 16
     options = (size, batch, setting.device)
     rows = []
     for name, branches in pairs.items():
@@ -60,12 +60,12 @@ def run(setting: Setting) -> list[Row]:
 
 
 def step_of(options: Sequence[Any], kind: str, *arguments: Any) -> Callable[[], None]:
-    """A training step of a pair, or of two smp networks in turn.
+    """Return a function that runs a training step of a pair, or of two smp networks in turn.
 
     Args:
         options: Side of the square image, batch size, device.
         kind: `cooperative` or `smp`.
-        arguments: What the kind needs.
+        arguments: Arguments of the function of that name.
     """
     size, batch, device = options
     torch.manual_seed(0)
@@ -98,13 +98,13 @@ def _step(network: nn.Module, image: Tensor, mask: Tensor, device: str) -> Calla
 def cooperative(
     branches: Sequence[str], strategy: str, separable: bool, channels_last: bool = False
 ) -> list[nn.Module]:
-    """Our pair, one network."""
+    """Create our pair as one network."""
     network: nn.Module = create_network(branches, CLASSES, strategy=strategy, separable=separable)
     return [network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)]
 
 
 def smp(branches: Sequence[str], classes: int = CLASSES) -> list[nn.Module]:
-    """A DeepLabV3Plus for each encoder: the parameters of our branches with separable heads, fewer multiply-adds."""
+    """Create a DeepLabV3Plus per encoder, with the parameters of our separable branches but fewer multiply-adds."""
     return [
         DeepLabV3Plus(f"tu-{name}", encoder_weights=None, decoder_atrous_rates=(6, 12, 18), classes=classes)
         for name in branches

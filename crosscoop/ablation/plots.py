@@ -1,4 +1,4 @@
-"""The summary as pictures."""
+"""Plots of a summary."""
 
 import textwrap
 from pathlib import Path
@@ -12,7 +12,7 @@ from crosscoop.evaluation.records import in_words
 
 
 def plot_outputs(summary: Summary, caption: str, path: Path) -> None:
-    """Every row's outputs: a dot per seed, a line at the mean; dashed: the first baseline's mean."""
+    """Plot every row's outputs: a dot per seed, a bar at the mean, and a dashed line at the first baseline's mean."""
     figure, axes = _figure(summary, caption, 8, 1 + 0.45 * len(summary.rows))
     colours = {name: f"C{i}" for i, name in enumerate(summary.outputs)}
     for i, row in enumerate(summary.rows):
@@ -28,7 +28,7 @@ def plot_outputs(summary: Summary, caption: str, path: Path) -> None:
             axes.axvline(100 * baseline.own.mean, color="0.7", zorder=0, linestyle="--", label=baseline.name)
     axes.set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
     axes.set_ylim(len(summary.rows) - 0.5, -0.5)
-    axes.set_xlabel("mIoU in per cent; a dot per seed, a bar at the mean")
+    axes.set_xlabel("mIoU (%); dots: seeds, bars: means")
     axes.grid(axis="x", alpha=0.3)
     if colours:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -36,9 +36,9 @@ def plot_outputs(summary: Summary, caption: str, path: Path) -> None:
 
 
 def plot_classes(summary: Summary, caption: str, path: Path, figure_name: str = "iou") -> None:
-    """Draw a field per row and class: the difference to the first baseline, in brackets where seeds differ in its sign.
+    """Plot a cell per row and class: the difference from the first baseline, in parentheses if its sign varies by seed.
 
-    Without a baseline, or with that alone, the figure itself, which is IoU by default.
+    Without a baseline or any other row, the metric itself is shown; IoU by default.
     """
     names = summary.classes_with(figure_name)
     rows = [row for row in summary.rows if row.classes.get(figure_name)]
@@ -59,13 +59,13 @@ def plot_classes(summary: Summary, caption: str, path: Path, figure_name: str = 
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    what = f"difference to {baseline.name} in points; in brackets: the seeds differ in sign" if baseline else "per cent"
+    what = f"difference from {baseline.name} in points; in parentheses: sign varies by seed" if baseline else "in %"
     axes.set_xlabel(f"{in_words(figure_name)} by class, {what}")
     figure.savefig(path, dpi=120, format="png")
 
 
 def plot_branches(summary: Summary, caption: str, path: Path) -> None:
-    """Draw a bar per row of several branches: the pixels on which one branch alone is right, in the mean over seeds."""
+    """Plot a bar per row of several branches: the pixels on which only one branch is right, averaged over seeds."""
     rows = [row for row in summary.rows if row.branches]
     figure, axes = _figure(summary, caption, 8, 1.2 + 0.35 * len(rows))
     left = np.zeros(len(rows))
@@ -75,13 +75,13 @@ def plot_branches(summary: Summary, caption: str, path: Path) -> None:
         left += widths
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("per cent of the labelled pixels, mean over seeds")
+    axes.set_xlabel("% of the labelled pixels, mean over seeds")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120, format="png")
 
 
 def _figure(summary: Summary, caption: str, width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with the title above its axes and the table's caption below."""
+    """Return a figure with the title above its axes and the table's caption below."""
     lines = textwrap.wrap(caption, int(15 * width))
     figure = Figure(figsize=(width, height + 0.15 * len(lines)), layout="constrained")
     figure.supxlabel("\n".join(lines), fontsize=7, color="0.4")

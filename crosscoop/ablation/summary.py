@@ -1,4 +1,4 @@
-"""What an ablation found: means and spreads over seeds, and paired comparisons with the baseline."""
+"""Results of an ablation: means and deviations over seeds, and paired comparisons with the baselines."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ from crosscoop.network.outputs import branches_of, main_output
 
 @dataclass
 class Figures:
-    """One figure of a row: its value by seed.
+    """The values of one metric of a row.
 
     Attributes:
-        values: The values.
+        values: The values by seed.
     """
 
     values: dict[int, float] = field(default_factory=dict)
@@ -33,18 +33,18 @@ class Figures:
 
     @property
     def deviation(self) -> float | None:
-        """The sample's standard deviation over seeds; None for fewer than two."""
+        """The sample standard deviation over seeds; None for fewer than two."""
         return stdev(self.values.values()) if len(self.values) > 1 else None
 
     def minus(self, other: "Figures") -> "Figures":
-        """The differences, seed by seed."""
+        """Return the differences, paired by seed."""
         return Figures(
             {seed: value - other.values[seed] for seed, value in self.values.items() if seed in other.values}
         )
 
     @property
     def p_value(self) -> float | None:
-        """Of differences: the two-sided paired t-test; None for fewer than two, or without any spread."""
+        """The p value of differences in a two-sided paired t-test; None for fewer than two, or if all are equal."""
         return None if (self.deviation or 0) < 1e-9 else float(ttest_1samp(list(self.values.values()), 0).pvalue)
 
 
@@ -55,14 +55,14 @@ class Row:
     Attributes:
         name: The row's name.
         outputs: mIoU by output.
-        further: The figures of further metrics by name and output.
-        classes: The figures of the main output's single classes by name and class, IoU first.
-        gain: How much better the ensemble is than the best branch.
+        further: Further metrics by name and output.
+        classes: Metrics per class of the main output by name and class, IoU first.
+        gain: Difference between the ensemble and the best branch.
         branches: How the branches differ, as shares of all labelled pixels, by the keys of `branch_shares`.
-        seconds: Training time.
-        protocols: How each seed's figures were measured.
-        parameters: Parameters of the network.
-        macs: Multiply-adds of one training crop.
+        seconds: Training time in seconds.
+        protocols: How each seed was measured.
+        parameters: Number of parameters of the network.
+        macs: Multiply-adds for one training crop.
     """
 
     name: str
@@ -78,18 +78,18 @@ class Row:
 
     @property
     def main(self) -> str | None:
-        """The output whose figures are the row's own: the ensemble, or the single network; None before any test."""
+        """The output that represents the row: the ensemble or the single network; None before any test."""
         return main_output(self.outputs) if self.outputs else None
 
     @property
     def own(self) -> Figures:
-        """MIoU of the main output."""
+        """The mIoU of the main output."""
         return self.outputs[self.main] if self.main else Figures()
 
 
 @dataclass
 class Summary:
-    """All rows of one test, from the run folders alone.
+    """All rows of one test, read from the run folders.
 
     Attributes:
         ablation: The ablation.
@@ -103,12 +103,12 @@ class Summary:
 
     @property
     def protocols(self) -> list[str]:
-        """How the figures were measured; more than one where runs differ."""
+        """How the runs were measured; more than one if they differ."""
         return list(dict.fromkeys(protocol for row in self.rows for protocol in row.protocols))
 
     @property
     def baselines(self) -> list[Row]:
-        """The rows that the others are compared with, the first one first."""
+        """The rows that the others are compared with, in the order of the configuration."""
         rows = {row.name: row for row in self.rows}
         return [rows[name] for name in self.ablation.baseline]
 
@@ -119,17 +119,17 @@ class Summary:
 
     @property
     def further(self) -> list[str]:
-        """The names of the figures of further metrics."""
+        """The names of further metrics."""
         return list(dict.fromkeys(name for row in self.rows for name in row.further))
 
     @property
     def class_figures(self) -> list[str]:
-        """The names of the figures of single classes, IoU first."""
+        """The names of the metrics per class, IoU first."""
         return list(dict.fromkeys(name for row in self.rows for name in row.classes))
 
     @property
     def branches(self) -> list[str]:
-        """The names of all branches that are compared."""
+        """The names of all compared branches."""
         return list(dict.fromkeys(name for row in self.rows for name in compared_branches(row.branches)))
 
     @property
@@ -138,11 +138,11 @@ class Summary:
         return self.classes_with("iou")
 
     def classes_with(self, figure: str) -> list[str]:
-        """Return the names of the classes that have a figure."""
+        """Return the names of the classes that have a metric."""
         return list(dict.fromkeys(name for row in self.rows for name in row.classes.get(figure, ())))
 
-    def caption(self, what: str = "mIoU in per cent") -> str:
-        """What is shown, its protocol, what is missing, and the configurations' digest."""
+    def caption(self, what: str = "mIoU in %") -> str:
+        """Return what is shown, its protocol, the missing runs, and the configurations' digest."""
         seeds = len(self.ablation.seeds)
         missing = {row.name: seeds - len(row.own.values) for row in self.rows if len(row.own.values) < seeds}
         sentences = [
@@ -153,17 +153,17 @@ class Summary:
         if missing:
             sentences.append(f"missing: {', '.join(f'{count} of {name!r}' for name, count in missing.items())}")
         if len(self.protocols) > 1:
-            sentences.append("THE PROTOCOLS DIFFER: the rows cannot be compared")
+            sentences.append("THE PROTOCOLS DIFFER: the rows are not comparable")
         return "; ".join([*sentences, f"configurations {self.ablation.digest}"]) + "."
 
 
 def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summary:
-    """Read what the run folders hold.
+    """Summarise the records in the run folders.
 
     Args:
         ablation: The ablation.
         runs: The folder of all runs.
-        test: The test to read; None takes the first.
+        test: The test to read; None selects the first.
 
     Raises:
         CrosscoopError: A run's record is damaged.
@@ -183,11 +183,11 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
                 record = json.loads(path.read_text("utf-8"))
                 take(record, rows[cell.name], cell.seed)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                costs = "that file: the row's costs are then those of its other seeds."
-                remedy = f"{tested}: `crosscoop ablate` tests it anew." if path.parent == tested else costs
+                costs = "that file; the row's costs are then taken from its other seeds."
+                remedy = f"{tested}; `crosscoop ablate` then repeats the test." if path.parent == tested else costs
                 raise CrosscoopError(
-                    f"{path}: cannot be read ({type(error).__name__}: {error}), expected what crosscoop wrote. "
-                    f"Remove {remedy}"
+                    f"{path}: cannot be read ({type(error).__name__}: {error}), expected a record written by "
+                    f"crosscoop. Remove {remedy}"
                 ) from error
     return Summary(ablation, test, list(rows.values()))
 

@@ -15,19 +15,19 @@ from crosscoop.evaluation.records import branch_shares, in_words
 from crosscoop.files import replacing
 
 Table = list[list[str]]
-"""Lines of cells, the heading first. Cells hold plain text; `±` and `-` (nothing there) are put for each format."""
-MIOU = "mIoU in per cent"
-NOTES = " (p: two-sided paired t-test over seeds, each comparison by itself; gain: over the better branch)"
+"""Lines of cells, the heading first. Cells contain plain text, in which each format replaces `±` and `-` (missing)."""
+MIOU = "mIoU in %"
+NOTES = " (p: two-sided paired t-test over seeds, not corrected for multiple comparisons; gain: over the better branch)"
 SHARES = (
-    "per cent of the labelled pixels (saves: the ensemble is right, and at most one branch; loses: it is wrong, and at "
-    "least one branch right)"
+    "% of the labelled pixels (saves: the ensemble and at most one branch are right; loses: the ensemble is wrong and "
+    "at least one branch is right)"
 )
 TEX = {
     **{letter: f"\\{letter}" for letter in "&%_#{}$"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"±": r"$\pm$", "<": "$<$", ">": "$>$"},
 }
-"""What stands for a letter in LaTeX."""
+"""Characters that LaTeX needs escaped."""
 Lines = Iterable[Iterable[object]]
 """Lines of a CSV."""
 Layout = Callable[[Summary], Table]
@@ -36,16 +36,16 @@ Plot = Callable[[Summary, str, Path], None]
 
 
 def write_tables(summary: Summary, folder: Path) -> list[Path]:
-    """Write `table`, `classes` and `branches` as .md, .csv, .tex and .png; for further tests with the test's name.
+    """Write `table`, `classes` and `branches` as .md, .csv, .tex and .png; after the first test with the test's name.
 
-    One of the paper's layouts is written as `paper`, the first file, beside them.
+    If the ablation asks for one of the paper's layouts, `paper` is written too, as the first file.
 
     Args:
         summary: The summary.
-        folder: Where to.
+        folder: The folder to write to.
 
     Returns:
-        The files.
+        The written files.
     """
     first = summary.test == next(iter(summary.ablation.tests))
     suffix = "" if first else f"_{slug(summary.test)}"
@@ -55,7 +55,7 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
         kinds.append(("paper", paper, None, None, MIOU))
     kinds.append(("table", by_row, values, plot_outputs, MIOU + NOTES))
     for figure in summary.class_figures:
-        stem, what = "classes" if figure == "iou" else f"classes_{figure}", f"{in_words(figure)} in per cent"
+        stem, what = "classes" if figure == "iou" else f"classes_{figure}", f"{in_words(figure)} in %"
         layouts = partial(by_class, figure=figure), partial(class_values, figure=figure)
         kinds.append((stem, *layouts, partial(plot_classes, figure_name=figure), what))
     if any(row.branches for row in summary.rows):
@@ -77,11 +77,11 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
 
 
 def by_row(summary: Summary) -> Table:
-    """A line per row: every output, the difference to the baseline, and the costs."""
+    """Return a line per row: every output, the differences from the baselines, and the costs."""
     branches = list(dict.fromkeys(name for row in summary.rows for name in row.outputs if name != row.main))
     heading = ["", *branches, "ensemble or single network"]
     for baseline in summary.baselines:
-        heading += [f"difference to {baseline.name}", "p"]
+        heading += [f"difference from {baseline.name}", "p"]
     further = [in_words(name) for name in summary.further]
     table = [[*heading, "gain of the ensemble", *further, "branches disagree", "parameters", "MACs", "training"]]
     for row in summary.rows:
@@ -96,7 +96,7 @@ def by_row(summary: Summary) -> Table:
 
 
 def by_output(summary: Summary) -> Table:
-    """A line per row and output, in the manner of the paper's tables 1 and 3."""
+    """Return a line per row and output, in the layout of the paper's tables 1 and 3."""
     table = [["method", "output", "mIoU", "parameters", "MACs"]]
     for row in summary.rows:
         for i, name in enumerate(row.outputs or ["-"]):
@@ -106,18 +106,17 @@ def by_output(summary: Summary) -> Table:
 
 
 def by_connection(summary: Summary) -> Table:
-    """A line per row with C1 and C2 ticked, in the manner of the paper's table 5."""
+    """Return a line per row with C1 and C2 ticked, in the layout of the paper's table 5."""
     from crosscoop.network.strategy import get_strategy
 
-    table = [
-        ["", "Connection 1", "Connection 2", "mIoU", *(f"difference to {each.name}" for each in summary.baselines[:1])]
-    ]
+    heading = ["", "Connection 1", "Connection 2", "mIoU"]
+    table = [[*heading, *(f"difference from {each.name}" for each in summary.baselines[:1])]]
     for row in summary.rows:
         network = summary.ablation.config(row.name, summary.ablation.seeds[0]).get("network") or {}
         try:
             points = get_strategy(network.get("strategy", "cross_c1_c2")).points
             ticks = ["x" if point in points else "" for point in ("connection1", "connection2")]
-        except CrosscoopError:  # a row that failed for it says so in the log
+        except CrosscoopError:  # the row failed with this error, which is in its log
             ticks = ["?", "?"]
         differences = [shown(summary, row.own.minus(each.own), signed=True) for each in summary.baselines[:1]]
         table.append([row.name, *ticks, shown(summary, row.own), *differences])
@@ -125,7 +124,7 @@ def by_connection(summary: Summary) -> Table:
 
 
 def by_class(summary: Summary, figure: str = "iou") -> Table:
-    """Return a line per row: a figure of each class, of the ensemble or the single network."""
+    """Return a line per row: a metric of each class, for the ensemble or the single network."""
     names = summary.classes_with(figure)
     lines = [
         [row.name, *(shown(summary, row.classes.get(figure, {}).get(name)) for name in names)] for row in summary.rows
@@ -134,7 +133,7 @@ def by_class(summary: Summary, figure: str = "iou") -> Table:
 
 
 def by_branch(summary: Summary) -> Table:
-    """Return a line per row of several branches: where they differ, what the ensemble makes of it, in per cent."""
+    """Return a line per row of several branches: where they differ and the effect of the ensemble, in %."""
     rows, shares = [row for row in summary.rows if row.branches], branch_shares(summary.branches)
     lines = [[row.name, *(shown(summary, row.branches.get(key)) for key in shares)] for row in rows]
     return [["", *shares.values()], *lines]
@@ -144,7 +143,7 @@ LAYOUTS = {"summary": by_row, "outputs": by_output, "connections": by_connection
 
 
 def markdown(table: Table, title: str, caption: str) -> str:
-    """A Markdown table with its title and caption."""
+    """Format a table in Markdown, with its title and caption."""
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in table]
     lines = [f"| {' | '.join(line)} |" for line in escaped]
     lines.insert(1, "|---|" + "---:|" * (len(table[0]) - 1))
@@ -152,7 +151,7 @@ def markdown(table: Table, title: str, caption: str) -> str:
 
 
 def latex(table: Table, title: str, caption: str) -> str:
-    """A LaTeX table; it needs the package booktabs."""
+    """Format a table in LaTeX, for the package booktabs."""
     heading, *lines = [" & ".join(map(_tex, line)) + r" \\" for line in table]
     return "\n".join(
         [
@@ -173,7 +172,7 @@ def latex(table: Table, title: str, caption: str) -> str:
 
 
 def values(summary: Summary) -> Lines:
-    """Yield every value, a line per row, seed and output, with nothing where it is missing: for other programs."""
+    """Yield every value for other programs: a line per row, seed and output, with empty cells for missing values."""
     costs = ("gain", "disagreement", "parameters", "macs", "seconds")
     yield "row", "seed", "output", "miou", *costs, *summary.further
     for row in summary.rows:
@@ -189,7 +188,7 @@ def values(summary: Summary) -> Lines:
 
 
 def class_values(summary: Summary, figure: str = "iou") -> Lines:
-    """Yield a figure of every class, a line per row, seed and class."""
+    """Yield a metric of every class: a line per row, seed and class."""
     yield "row", "seed", "class", figure
     for row in summary.rows:
         for name, figures in row.classes.get(figure, {}).items():
@@ -198,7 +197,7 @@ def class_values(summary: Summary, figure: str = "iou") -> Lines:
 
 
 def branch_values(summary: Summary) -> Lines:
-    """Yield how the branches differ, a line per row and seed, with nothing for branches that a row does not have."""
+    """Yield how the branches differ: a line per row and seed, with empty cells for branches that a row lacks."""
     shares = branch_shares(summary.branches)
     yield "row", "seed", *shares
     for row in summary.rows:
@@ -207,20 +206,20 @@ def branch_values(summary: Summary) -> Lines:
 
 
 def comma_separated(lines: Lines) -> str:
-    """Lines as CSV."""
+    """Format lines as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
 def shown(summary: Summary, figures: Figures | None, signed: bool = False) -> str:
-    """A figure as the tables show it; where seeds are missing with how many there are."""
+    """Format a metric as the tables show it; if seeds are missing, with the number present."""
     count, seeds = len(figures.values) if figures else 0, len(summary.ablation.seeds)
     return percent(figures, signed) + f" ({count} of {seeds})" * (0 < count < seeds)
 
 
 def percent(figures: Figures | None, signed: bool = False) -> str:
-    """Mean and standard deviation in per cent; a dash where there is nothing."""
+    """Format mean and standard deviation in %; a dash if there are no values."""
     if figures is None or figures.mean is None:
         return "-"
     mean = f"{100 * figures.mean:{'+' if signed else ''}.2f}"
@@ -228,12 +227,12 @@ def percent(figures: Figures | None, signed: bool = False) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """A number, or a dash."""
+    """Format a number; a dash for None."""
     return "-" if value is None else form.format(value)
 
 
 def p_value(difference: Figures) -> str:
-    """The p of a difference, or a dash."""
+    """Format the p value of a difference; a dash if it has none."""
     p = difference.p_value
     return "<0.001" if p is not None and p < 0.001 else number(p, "{:.3f}")
 

@@ -1,1 +1,1 @@
-"""Networks in files of other formats, for use without this package."""
+"""Export of networks to formats that other programs read."""

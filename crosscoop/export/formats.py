@@ -1,4 +1,4 @@
-"""The formats that a network can be exported to: what writes each, and what reads it again."""
+"""The export formats, each with its writer and reader."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,11 +21,11 @@ EXAMPLE = (2, 3, 97, 131)
 
 
 class Program(nn.Module):
-    """A program of torch.export as a network that names its outputs.
+    """A torch.export program as a network with named outputs.
 
     Args:
         program: The program's module.
-        outputs: Names of its outputs.
+        outputs: Names of its outputs, in order.
     """
 
     def __init__(self, program: nn.Module, outputs: list[str]) -> None:
@@ -33,7 +33,7 @@ class Program(nn.Module):
         self.program, self.outputs = program, outputs
 
     def eval(self) -> "Program":
-        """A program cannot be trained; it refuses the question."""
+        """Return the program unchanged: it is always in evaluation mode, and torch refuses `eval` on it."""
         return self
 
     def forward(self, image: Tensor) -> Mapping[str, Tensor]:
@@ -42,7 +42,7 @@ class Program(nn.Module):
 
 
 def write_program(path: Path, network: CooperativeNetwork, about: About) -> None:
-    """Write a .pt2 file of torch.export; about's fields are its extra files."""
+    """Write a torch.export .pt2 file, with the fields of `about` as its extra files."""
     dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     exportable = Exportable(network, about.outputs, about.upsampled)
     program = torch.export.export(exportable, (torch.rand(EXAMPLE),), dynamic_shapes={"image": dynamic})
@@ -53,14 +53,14 @@ def read_program(path: Path) -> tuple[nn.Module, About]:
     """Read a .pt2 file.
 
     Raises:
-        CrosscoopError: It is none of ours.
+        CrosscoopError: `crosscoop export` did not write it.
     """
     extra = {field.name: "" for field in fields(About)}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about extra files that a file of others has not
+            warnings.simplefilter("ignore")  # extra files are missing from other programs' files
             program = torch.export.load(path, extra_files=extra).module()
-    except Exception as error:  # zip files, pickles and schemas each raise their own
+    except Exception as error:  # zip files, pickles and schemas each have their own exceptions
         raise CrosscoopError(
             f"{path}: cannot be read ({error}), expected a .pt2 file of `crosscoop export`."
         ) from error
@@ -69,16 +69,16 @@ def read_program(path: Path) -> tuple[nn.Module, About]:
 
 
 def write_safetensors(path: Path, network: CooperativeNetwork, about: About) -> None:
-    """Write the weights as they are, for training or for another program."""
+    """Write the unmodified weights, for training or for another program."""
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(weights, path, about.to_strings())
 
 
 def read_safetensors(path: Path) -> tuple[nn.Module, About]:
-    """Create the network that a .safetensors file describes, with its weights.
+    """Create the network that a .safetensors file describes and load its weights.
 
     Raises:
-        CrosscoopError: It is none of ours.
+        CrosscoopError: `crosscoop export` did not write the file, or its weights do not fit the network.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -98,12 +98,12 @@ def read_safetensors(path: Path) -> tuple[nn.Module, About]:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """An export format.
 
     Attributes:
-        suffix: Of its files.
+        suffix: Suffix of its files.
         write: Writes a network.
-        read: Reads it again, with its description.
+        read: Reads the network and its description back.
     """
 
     suffix: str

@@ -1,4 +1,4 @@
-"""int8 by ONNX Runtime's static quantisation, and what it costs."""
+"""Static int8 quantisation by ONNX Runtime, and a comparison of the result with the float network."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,17 +26,17 @@ from crosscoop.export.onnx import OnnxNetwork
 CALIBRATION_IMAGES = 32
 
 EQUAL = 0.9
-"""Least share of labels that quantisation must leave; less is a mistake, not rounding."""
+"""Minimum share of labels that quantisation must preserve; a lower one means a mistake, not rounding."""
 
 
 @dataclass
 class Images:
-    """Images to calibrate with, and images to compare on.
+    """Images for calibration and images for the comparison of float and int8.
 
     Attributes:
-        calibration: At most `CALIBRATION_IMAGES`.
+        calibration: At most `CALIBRATION_IMAGES` images.
         comparison: The images on which float and int8 are compared.
-        protocol: Says which, and how they are seen.
+        protocol: Which images those are, and how they are preprocessed.
     """
 
     calibration: Sequence[Item]
@@ -45,25 +45,25 @@ class Images:
 
 
 def images_in(paths: Sequence[Path], origin: str, resize: Sequence[int] | None) -> Images:
-    """Image files to calibrate with and to compare on; without masks there will be no mIoU.
+    """Use image files for calibration and comparison; without masks, mIoU is not measured.
 
     Args:
         paths: The files.
-        origin: What the protocol calls them.
-        resize: Height and width that they are resized to; None for their own.
+        origin: Their name in the protocol.
+        resize: Height and width to resize them to; None keeps their size.
     """
     chosen = spread(EvaluationSet([FileSample(str(path), path, None, 255) for path in paths], resize, None))
     return Images(chosen, chosen, f"{origin}, images without labels")
 
 
 def images_of(checkpoint: Path) -> Images:
-    """Training images of a run to calibrate with, and its test split to compare on.
+    """Use a run's training images for calibration and its test split for comparison.
 
     Args:
-        checkpoint: Knows the run's data.
+        checkpoint: The run's checkpoint, which contains the configuration of its data.
 
     Raises:
-        CrosscoopError: It does not.
+        CrosscoopError: The file is not a checkpoint, or its data cannot be opened.
     """
     if checkpoint.suffix != ".ckpt":
         raise CrosscoopError(f"calibration: got none for {checkpoint}, expected a folder of images.")
@@ -75,7 +75,7 @@ def images_of(checkpoint: Path) -> Images:
 
 
 def spread(images: EvaluationSet) -> Sequence[Item]:
-    """Some images from all over a set."""
+    """Return at most `CALIBRATION_IMAGES` images, evenly spaced over a set."""
     chosen = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)
     return EvaluationSet(  # type: ignore[return-value]
         [images.samples[index] for index in chosen], images.resize, images.center_crop, images.num_classes
@@ -83,20 +83,20 @@ def spread(images: EvaluationSet) -> Sequence[Item]:
 
 
 def scaled(item: Item) -> Tensor:
-    """An item's image as a network takes it: `(1, 3, H, W)` RGB in [0, 1]."""
+    """Return an item's image as network input: `(1, 3, H, W)` RGB in [0, 1]."""
     return item["image"][None].float() / 255
 
 
 def quantize(source: Path, path: Path, images: Sequence[Item], metadata: dict[str, str]) -> None:
-    """Write an .onnx file whose weights and maps are int8: per channel, in QDQ form.
+    """Write an .onnx file with int8 weights and feature maps, quantised per channel in QDQ format.
 
-    The first convolution of each branch stays float: docs/export.md has what that gains.
+    The first convolution of each branch stays in float; docs/export.md shows the gain.
 
     Args:
         source: The float network.
         path: The file to write.
-        images: They show which values occur.
-        metadata: The new file's.
+        images: The images from which the value ranges are estimated.
+        metadata: The metadata of the new file.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -131,10 +131,10 @@ def quantize(source: Path, path: Path, images: Sequence[Item], metadata: dict[st
 
 
 def until_first_convolutions(model: Any) -> list[str]:
-    """The names of the nodes that see the image before any convolution has, and of the first convolutions.
+    """Return the names of the first convolutions and of all nodes between the image and them.
 
     Args:
-        model: An ONNX model, whose nodes are in the order of computation.
+        model: An ONNX model whose nodes are in order of computation.
     """
     image, names = {model.graph.input[0].name}, []
     for node in model.graph.node:
@@ -146,13 +146,13 @@ def until_first_convolutions(model: Any) -> list[str]:
 
 @dataclass
 class Measured:
-    """What a network did on some images.
+    """Measurements of one network.
 
     Attributes:
         network: The network.
         evaluator: Measures its outputs.
-        seconds: The time of each image.
-        equal: For each image and output, the share of its labels that are the first network's.
+        seconds: The time for each image.
+        equal: For each image and output, the share of labels that equal those of the first network.
     """
 
     network: OnnxNetwork
@@ -162,10 +162,10 @@ class Measured:
 
 
 def compare(paths: Sequence[Path], items: Sequence[Item], class_names: Sequence[str]) -> list[Measured]:
-    """Run networks in turn on the same images.
+    """Run networks alternately on the same images.
 
     Args:
-        paths: .onnx files with the same outputs, the first of which is the reference.
+        paths: .onnx files with the same outputs; the first is the reference.
         items: The images and masks.
         class_names: One name per class.
     """
@@ -186,16 +186,16 @@ def compare(paths: Sequence[Path], items: Sequence[Item], class_names: Sequence[
 
 
 def to_table(named: dict[str, Measured], sizes: Sequence[int], protocol: str) -> Table:
-    """Return size, time, agreement and mIoU of every network.
+    """Return a table of size, time, agreement and mIoU of every network.
 
     Args:
-        named: The networks.
-        sizes: Their files' bytes.
-        protocol: On which images.
+        named: The measurements, by the network's name.
+        sizes: Size of each file in bytes.
+        protocol: The images and their preprocessing.
     """
     outputs = next(iter(named.values())).network.outputs
-    headings = ["MiB", "ms per image", "equal labels", *(f"mIoU {name}" for name in outputs)]
-    table = Table("", *headings, caption=f"{protocol}; ONNX Runtime, {torch.get_num_threads()} threads; in per cent")
+    headings = ["MiB", "ms per image", "equal labels (%)", *(f"mIoU {name} (%)" for name in outputs)]
+    table = Table("", *headings, caption=f"{protocol}; ONNX Runtime, {torch.get_num_threads()} threads")
     for (name, one), size in zip(named.items(), sizes, strict=True):
         scores = one.evaluator.compute().values()
         table.add_row(

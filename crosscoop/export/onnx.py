@@ -1,4 +1,4 @@
-"""ONNX: files for ONNX Runtime and for many other programs."""
+"""ONNX files, for ONNX Runtime and many other programs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +15,15 @@ REMEDY = "Install it with pip install 'crosscoop[onnx]'."
 
 
 def write_onnx(path: Path, network: CooperativeNetwork, about: About) -> None:
-    """Write an .onnx file with dynamic batch, height and width; about's fields are its metadata.
+    """Write an .onnx file with dynamic batch size, height and width, and the fields of `about` as its metadata.
 
     Raises:
-        CrosscoopError: A package for it is missing.
+        CrosscoopError: A required package is missing.
     """
     try:
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
-        raise CrosscoopError(f"An export to ONNX needs {error.name}. {REMEDY}") from error
+        raise CrosscoopError(f"Export to ONNX needs {error.name}. {REMEDY}") from error
     program = torch.onnx.export(
         Exportable(network, about.outputs, about.upsampled),
         (torch.rand(2, 3, 97, 131),),
@@ -39,17 +39,17 @@ def write_onnx(path: Path, network: CooperativeNetwork, about: About) -> None:
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, About]:
-    """A network that ONNX Runtime runs.
+    """Read a network that ONNX Runtime runs.
 
     Raises:
-        CrosscoopError: The file cannot be read or is none of ours, or ONNX Runtime is missing.
+        CrosscoopError: The file cannot be read, `crosscoop export` did not write it, or ONNX Runtime is missing.
     """
     network = OnnxNetwork(path)
     return network, About.from_strings(path, network.session.get_modelmeta().custom_metadata_map)
 
 
 class OnnxNetwork(nn.Module):
-    """An .onnx file, run by ONNX Runtime on as many threads as torch has; on a GPU where both have one.
+    """An .onnx file run by ONNX Runtime, with as many threads as torch; on a GPU if both support it.
 
     Args:
         path: The file.
@@ -63,14 +63,14 @@ class OnnxNetwork(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise CrosscoopError(f"{path}: to run it needs {error.name}. {REMEDY}") from error
+            raise CrosscoopError(f"{path}: running it needs {error.name}. {REMEDY}") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         wanted = (["CUDAExecutionProvider"] if torch.cuda.is_available() else []) + ["CPUExecutionProvider"]
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers)
-        except Exception as error:  # ONNX Runtime's own classes have no other base
+        except Exception as error:  # the only common base of ONNX Runtime's exceptions
             raise CrosscoopError(
                 f"{path}: cannot be read ({error}), expected an .onnx file of `crosscoop export`."
             ) from error

@@ -1,4 +1,4 @@
-"""A network made ready for a graph of fixed operations, without a change in what it computes."""
+"""Preparation of a network for export as a static graph, without changing what it computes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,15 @@ from crosscoop.network.fold import fold_batch_norm
 from crosscoop.network.outputs import outputs_of
 
 SAME = (Conv2dSame, MaxPool2dSame, AvgPool2dSame)
-"""timm's layers that pad as TensorFlow does, by a number that depends on the size."""
+"""timm's layers with TensorFlow's padding, which depends on the input size."""
 
 
 class Exportable(nn.Module):
-    """Chosen outputs of a network as a tuple, with batch norm folded and padding that does not depend on the size.
+    """Selected outputs of a network as a tuple, with folded batch norm and padding independent of the input size.
 
     Args:
-        network: The network, which stays as it is.
-        outputs: Names of the outputs.
+        network: The network; it is not modified.
+        outputs: Names of the selected outputs.
         upsample: False leaves the logits at the stride of `low`.
     """
 
@@ -39,13 +39,13 @@ class Exportable(nn.Module):
 
 
 def constant_padding(layer: Any) -> nn.Module:
-    """A layer of `SAME` with constant padding where that gives the same, else as it is.
+    """Replace a layer of `SAME` by one with constant padding where the result is the same; else return it unchanged.
 
-    Otherwise every size that follows is an expression of the sizes before it: an export of EfficientNet-Lite0 to ONNX
-    takes minutes, and torch.export cannot write some of these expressions.
+    Without this, every later size becomes an expression of the sizes before it: exporting EfficientNet-Lite0 to ONNX
+    takes minutes, and torch.export cannot serialise some of these expressions.
 
     Args:
-        layer: The layer, which must not be used any more.
+        layer: The layer, which must not be used afterwards.
     """
     dilation = getattr(layer, "dilation", (1, 1))
     extents = [d * (k - 1) for k, d in zip(layer.kernel_size, dilation, strict=True)]
@@ -62,14 +62,14 @@ def constant_padding(layer: Any) -> nn.Module:
 
 
 class Mirrored(nn.Module):
-    """A `same` convolution or maximum of odd kernel, computed from the lower right.
+    """A `same` convolution or max pooling with an odd kernel, computed on the mirrored map.
 
-    `same` pads less at the beginning where a side is even. At the end it always pads the same: mirrored, the padding is
-    constant.
+    If a side is even, `same` pads less at its start, whereas the padding at its end does not depend on the size. On the
+    mirrored map the padding is therefore constant.
 
     Args:
-        layer: The layer, which must not be used any more.
-        extents: How much higher and wider than a pixel its window is.
+        layer: The layer, which must not be used afterwards.
+        extents: How much higher and wider than one pixel its window is.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.MaxPool2d, extents: Sequence[int]) -> None:
@@ -80,7 +80,7 @@ class Mirrored(nn.Module):
             layer.weight = nn.Parameter(layer.weight.detach().flip((2, 3)))
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Apply it to `(N, C, H, W)`."""
+        """Apply the layer to `(N, C, H, W)`."""
         plain = nn.Conv2d if isinstance(self.layer, nn.Conv2d) else nn.MaxPool2d
         output: Tensor = plain.forward(self.layer, feature.flip((2, 3)))  # type: ignore[arg-type]
         return output.flip((2, 3))

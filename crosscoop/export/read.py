@@ -1,4 +1,4 @@
-"""A network from whatever file holds one: a checkpoint, or what was exported of it."""
+"""Reading of networks from checkpoints, exported files and the Hugging Face Hub."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from crosscoop.export.formats import FORMATS
 
 
 def read_network(path: str | Path) -> tuple[nn.Module, About]:
-    """The network that a checkpoint, an exported file or a repository (`hf-hub:NAME`) holds, and its description.
+    """Read a network and its description from a checkpoint, an exported file or a repository (`hf-hub:NAME`).
 
     Raises:
-        CrosscoopError: There is no such file, it is none of ours, or its weights do not fit its network.
+        CrosscoopError: The file does not exist, crosscoop did not write it, or its weights do not fit its network.
     """
     if str(path).startswith("hf-hub:"):
         from crosscoop.export.hub import read_hub  # slow to import
@@ -22,8 +22,8 @@ def read_network(path: str | Path) -> tuple[nn.Module, About]:
         return read_hub(str(path).removeprefix("hf-hub:"))
     if Path(path).suffix == ".pt2":
         raise CrosscoopError(
-            f"{path}: got a file of torch.export, which may run code when it is read; expected a checkpoint, .onnx or "
-            ".safetensors. Read it with torch.export.load, if you trust whoever made it."
+            f"{path}: got a torch.export file, which may run code when it is read; expected a checkpoint, .onnx or "
+            ".safetensors. If you trust its author, read it with torch.export.load."
         )
     if Path(path).is_file() and Path(path).suffix in (".onnx", ".safetensors"):
         return next(format.read(Path(path)) for format in FORMATS.values() if format.suffix == Path(path).suffix)

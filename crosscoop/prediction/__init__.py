@@ -1,1 +1,1 @@
-"""What a trained network sees in images."""
+"""Prediction with trained networks."""

@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the truth, as in the paper's figures 6 and 7."""
+"""Images of predictions beside the ground truth, as in the paper's figures 6 and 7."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,36 +13,36 @@ from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color
 RED: Color = (230, 0, 40)
 
 NAMED = 40
-"""The most classes that a figure names one by one."""
+"""Maximum number of classes that an image labels individually."""
 
 
 def colored(labels: Array, palette: Sequence[Color]) -> Array:
-    """Class indices `(H, W)` as RGB `(H, W, 3)`; void is VOC's cream."""
+    """Convert class indices `(H, W)` to RGB `(H, W, 3)`; void is cream, as in VOC."""
     colors = np.full((VOID + 1, 3), VOID_COLOR, np.uint8)
     colors[: len(palette)] = palette
     return colors[labels]
 
 
 def overlay(image: Array, labels: Array, palette: Sequence[Color], alpha: float = 0.5) -> Array:
-    """The image `(H, W, 3)` under the colours of its labels `(H, W)`, mixed with weight `alpha`."""
+    """Blend the image `(H, W, 3)` with the colours of its labels `(H, W)`, whose weight is `alpha`."""
     mixed = image * (1 - alpha) + colored(labels, palette) * alpha
     return mixed.round().astype(np.uint8)
 
 
 def highlight(image: Array, where: NDArray[np.bool_]) -> Array:
-    """The image `(H, W, 3)` in pale grey, with the pixels `where` `(H, W)` in red."""
+    """Draw the image `(H, W, 3)` in pale grey, with the pixels `where` `(H, W)` in red."""
     pale = 255 - 0.4 * (255 - image.mean(2, keepdims=True))
     return np.where(where[..., None], RED, pale.round()).astype(np.uint8)
 
 
 def legend(picture: Array, labels: Array, class_names: Sequence[str], palette: Sequence[Color]) -> Image.Image:
-    """The picture `(H, W, 3)` above a legend of the classes that `labels` hold."""
+    """Add a legend of the classes in `labels` below the picture `(H, W, 3)`."""
     size = font_size(picture)
     font = ImageFont.load_default(size)
     line, gap = int(size * 1.6), int(size * 0.4)
     entries = [(int(index), class_names[index]) for index in np.unique(labels[labels < len(class_names)])]
     widths = [line + int(font.getlength(name)) + 2 * gap for _, name in entries]
-    total = max([picture.shape[1], *(gap + width for width in widths)])  # a thumbnail is narrower than a name
+    total = max([picture.shape[1], *(gap + width for width in widths)])  # a thumbnail can be narrower than a name
     places: list[tuple[int, int]] = []
     x = y = gap
     for width in widths:
@@ -60,7 +60,7 @@ def legend(picture: Array, labels: Array, class_names: Sequence[str], palette: S
 
 
 def side_by_side(panels: Mapping[str, Array], longest: int = 1024) -> Array:
-    """Pictures `(H, W, 3)` of one size in a row under their titles, each reduced to at most `longest` pixels a side."""
+    """Place equally sized pictures `(H, W, 3)` in a row below their titles, with sides of at most `longest` pixels."""
     pictures = [Image.fromarray(panel) for panel in panels.values()]
     for picture in pictures:
         picture.thumbnail((longest, longest))
@@ -78,7 +78,7 @@ def side_by_side(panels: Mapping[str, Array], longest: int = 1024) -> Array:
 
 
 def font_size(picture: Array) -> int:
-    """Pixels that read well beside a picture."""
+    """Return a font size in pixels that suits the size of a picture."""
     return int(max(12, picture.shape[0] // 32))
 
 
@@ -89,16 +89,16 @@ def save_comparison(
     palette: Sequence[Color],
     title: str,
 ) -> None:
-    """Draw one row per sample and one column per picture, with the classes' colours explained below.
+    """Draw one row per sample and one column per picture, above a legend of the classes' colours.
 
-    Of more than `NAMED` classes only those in the pictures are explained, the first ones if these are too many as well.
+    With more than `NAMED` classes, the legend contains only the first `NAMED` of those in the pictures.
 
     Args:
         path: The PNG to write.
-        rows: Per sample, by column title, an RGB image `(H, W, 3)` or class indices `(H, W)`.
+        rows: For each sample, RGB images `(H, W, 3)` or class indices `(H, W)` by column title.
         class_names: One name per class.
         palette: One colour per class.
-        title: Stands above.
+        title: The title above the image.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -127,14 +127,14 @@ def save_comparison(
 
 
 def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
-    """Draw a confusion matrix, every row in per cent of its true class; of more than `NAMED` classes colours alone.
+    """Draw a confusion matrix in % of each true class; with more than `NAMED` classes, colours without numbers.
 
     Args:
         path: The PNG to write.
         counts: Pixels `(num_classes, num_classes + 1)` by true and predicted class, see `metrics.ConfusionMatrix`; the
-            last column is drawn only if something is in it.
+            last column is drawn only if it is not empty.
         class_names: One name per class.
-        title: Stands above.
+        title: The title above the image.
     """
     from matplotlib.figure import Figure
 
@@ -151,12 +151,12 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
     if named:
         axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
         axis.set_yticks(range(len(class_names)), class_names, parse_math=False)
-    for row, column in np.argwhere(shares >= 0.5) if named else []:  # less would read 0
+    for row, column in np.argwhere(shares >= 0.5) if named else []:  # smaller shares would be rounded to 0
         share = shares[row, column]
         color = "white" if share > 55 else "black"
         text = axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
-        text.set_in_layout(False)  # it lies within the axes; the layout would measure each
-    figure.colorbar(image, label="per cent of the true class", fraction=0.04)
+        text.set_in_layout(False)  # the text is within the axes; measuring each would slow the layout
+    figure.colorbar(image, label="% of the true class", fraction=0.04)
     figure.suptitle(fill(title, int(13 * width)), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")

@@ -1,4 +1,4 @@
-"""A trained network in Python: `crosscoop.load`."""
+"""Trained networks in Python: `crosscoop.load`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ from crosscoop.prediction.pictures import colored, highlight, legend, overlay, s
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network sees in one image.
+    """The prediction for one image.
 
     Attributes:
         image: `(H, W, 3)` uint8 RGB.
-        labels: `(H, W)` uint8 class indices of the ensemble, of the only branch, or of the one that was asked for.
-        logits: `(num_classes, h, w)` of the same output, as coarse as the network gives them.
+        labels: `(H, W)` uint8 class indices of the ensemble, of the only branch, or of the requested output.
+        logits: `(num_classes, h, w)` of the same output, at the network's resolution.
         branch_labels: `(H, W)` uint8 class indices by output name: top, bottom, ensemble.
         class_names: One name per class.
         palette: One RGB colour per class.
@@ -49,13 +49,13 @@ class Prediction:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """`(num_classes, H, W)` float32 of the logits; computed when asked for, as they are large."""
+        """Probabilities `(num_classes, H, W)`; computed on demand, as they are large."""
         logits = resize(self.logits[None].float(), self.image.shape[:2])
         return logits[0].softmax(0).cpu().numpy()
 
     @property
     def disagreement(self) -> NDArray[np.bool_]:
-        """`(H, W)`, where the branches differ; nowhere, if there is one."""
+        """The pixels `(H, W)` on which the branches differ; none for a single branch."""
         first, *others = [self.branch_labels[name] for name in branches_of(self.branch_labels)]
         different = np.zeros(first.shape, bool)
         for other in others:
@@ -63,12 +63,12 @@ class Prediction:
         return different
 
     def draw(self, alpha: float = 0.5) -> Image.Image:
-        """The image under the classes' colours with weight `alpha`, above a legend of those that are seen."""
+        """Blend the image with the colours of its classes, weighted by `alpha`, above a legend of them."""
         picture = overlay(self.image, self.labels, self.palette, alpha)
         return legend(picture, self.labels, self.class_names, self.palette)
 
     def compare(self) -> Image.Image:
-        """The image, the colours of each output and the pixels on which the branches differ, side by side."""
+        """Place the image, each output and the pixels on which the branches differ side by side."""
         panels = {name: colored(labels, self.palette) for name, labels in self.branch_labels.items()}
         if len(self.branch_labels) > 1:
             where = self.disagreement
@@ -78,22 +78,22 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts images of any size; its labels and probabilities have the image's size.
+    """A network that predicts images of any size; labels and probabilities have the size of the image.
 
     Args:
-        network: Turns `(N, 3, H, W)` RGB in [0, 1] into the logits of each branch, as a `CooperativeNetwork` does, or
-            into logits by output name, as an exported network does.
+        network: Maps `(N, 3, H, W)` RGB in [0, 1] to the logits of each branch, as a `CooperativeNetwork` does, or to
+            logits by output name, as an exported network does.
         class_names: One name per class.
         palette: One RGB colour per class.
-        inference: The protocol; by default each image at once.
-        device: Where to run; by default a GPU if there is one.
-        resize: Height and width that the network sees each image in; None for the image's own.
-        fast: Fold batch norms, keep maps in the channels-last layout and, where the processor has instructions for it,
-            compute in bfloat16, which changes about one label in 200, see docs/benchmarks.md.
-        branch: The output whose labels and logits are taken, such as top; by default the ensemble, or the only branch.
+        inference: The inference protocol; by default the whole image at once.
+        device: The device to run on; by default a GPU if available.
+        resize: Height and width to which each image is resized for the network; None keeps the image's size.
+        fast: Fold batch norms, use the channels-last layout and, on processors with instructions for it, compute in
+            bfloat16, which changes about one label in 200, see docs/benchmarks.md.
+        branch: The output to predict with, such as top; by default the ensemble, or the only branch.
 
     Raises:
-        CrosscoopError: There is no such device, or an exported network is to be fast.
+        CrosscoopError: The device is not available, or `fast` is requested for an exported network.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class Predictor:
         if fast:
             if not isinstance(network, CooperativeNetwork):
                 raise CrosscoopError(
-                    f"fast: got a {type(network).__name__}, expected the network of a checkpoint. An exported one "
-                    "cannot be made faster."
+                    f"fast: got a {type(network).__name__}, expected the network of a checkpoint. Omit fast for "
+                    "an exported network."
                 )
             network = fold_batch_norm(network).to(memory_format=torch.channels_last)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,7 +120,7 @@ class Predictor:
             self.network = network.eval().to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise CrosscoopError(
-                f"device: got {device!r}, expected one that torch finds here, such as cpu or cuda ({error})."
+                f"device: got {device!r}, expected an available device such as cpu or cuda ({error})."
             ) from error
         self.bfloat16 = fast and native_bfloat16(self.device)
         self.class_names, self.palette = class_names, palette
@@ -134,7 +134,7 @@ class Predictor:
                 floats in [0, 1].
 
         Raises:
-            CrosscoopError: The image cannot be read, is none of these, or is too large for the memory.
+            CrosscoopError: The image cannot be read, has another form, or does not fit into memory.
         """
         pixels = to_array(image)
         seen = resized(pixels, None, self.resize)[0] if self.resize else pixels
@@ -146,14 +146,14 @@ class Predictor:
                 raise
             raise CrosscoopError(
                 f"got an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, expected one that fits into the memory "
-                f"of {self.device}; give a sliding window, such as Inference(window=(768, 768))."
+                f"of {self.device}; use a sliding window, such as Inference(window=(768, 768))."
             ) from error
         seen_by = {name: output[0].cpu().numpy() for name, output in labels.items()}
         chosen = self.branch or main_output(outputs)
         return Prediction(pixels, seen_by[chosen], outputs[chosen][0], seen_by, self.class_names, self.palette)
 
     def describe(self) -> str:
-        """How images are predicted, in words."""
+        """Describe how images are predicted."""
         size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
         branch = f", branch {self.branch}" if self.branch else ""
         fast = f", fast ({'bfloat16' if self.bfloat16 else 'float32'})" if self.fast else ""
@@ -161,7 +161,7 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Outputs:
-        """Logits by output name, of a uint8 RGB batch `(N, 3, H, W)`; in its size, or as coarse as the network's."""
+        """Return logits by output name of a uint8 RGB batch `(N, 3, H, W)`, in its size or the network's lower one."""
         coarse = {"upsample": False} if isinstance(self.network, CooperativeNetwork) else {}
         scaled = image.to(self.device).float() / 255
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -176,19 +176,20 @@ def load(
     fast: bool = False,
     branch: str | None = None,
 ) -> Predictor:
-    """Load a checkpoint that `crosscoop fit` wrote, or what `crosscoop export` made of one.
+    """Load a network that `crosscoop fit`, `crosscoop export` or `crosscoop push` wrote.
 
     Args:
-        checkpoint: The file, for example `runs/demo/best.ckpt`, or an exported `.onnx` or `.safetensors`; or
-            `hf-hub:user/name`, what `crosscoop push` put on the Hugging Face Hub (or `hf-hub:FOLDER`).
-        inference: The protocol; by default each image at once.
-        device: Where to run; by default a GPU if there is one.
-        own_size: Show the network each image in its own size, even if it was trained on resized ones (`data.resize`).
-        fast: Folded batch norms, channels-last layout, and bfloat16 where the processor is made for it.
-        branch: The output that predicts, such as top; by default the ensemble, or the only branch.
+        checkpoint: A checkpoint such as `runs/demo/best.ckpt`, an exported `.onnx` or `.safetensors` file, or a
+            repository on the Hugging Face Hub, `hf-hub:user/name` (or `hf-hub:FOLDER`).
+        inference: The inference protocol; by default the whole image at once.
+        device: The device to run on; by default a GPU if available.
+        own_size: Keep the size of each image, even if the network was trained on resized images (`data.resize`).
+        fast: Fold batch norms, use the channels-last layout, and bfloat16 on processors with instructions for it.
+        branch: The output to predict with, such as top; by default the ensemble, or the only branch.
 
     Raises:
-        CrosscoopError: There is no such file or branch, it is none of ours, or its weights do not fit its network.
+        CrosscoopError: The file or branch does not exist, crosscoop did not write the file, or its weights do not fit
+            its network.
     """
     network, about = read_network(checkpoint)
     if branch and branch not in about.outputs:
@@ -198,7 +199,7 @@ def load(
 
 
 def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:
-    """An image as `(H, W, 3)` uint8 RGB of its own, see `Predictor.__call__`."""
+    """Return a copy of an image as `(H, W, 3)` uint8 RGB, see `Predictor.__call__`."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
     if isinstance(image, Image.Image):

@@ -1,4 +1,4 @@
-"""Where predictions lie: which images they are of, and the files that hold them."""
+"""Folders of predictions: which images to predict, and the files that contain the results."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,13 +23,13 @@ RECORD = "predict.json"
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
 def write_probabilities(path: Path, probabilities: NDArray[np.float32]) -> None:
-    """Write probabilities `(C, H, W)` in half precision, whole or not at all."""
+    """Write probabilities `(C, H, W)` in half precision, atomically."""
     with replacing(path) as temporary:
         np.savez(temporary, probabilities=probabilities.astype(np.float16))
 
@@ -41,21 +41,21 @@ KINDS: Mapping[str, tuple[str, Callable[[Path, Prediction], None]]] = {
     "comparison": (".png", lambda path, seen: write_picture(path, seen.compare())),
     "probabilities": (".npz", lambda path, seen: write_probabilities(path, seen.probabilities)),
 }
-"""What can be saved of a prediction: the suffix of its file, and what writes it."""
+"""The kinds of results that can be saved, each with its file suffix and its writer."""
 
 
 @dataclass
 class Results:
-    """A folder of predictions, and what became of each image.
+    """A folder of predictions, and the outcome for each image.
 
     Attributes:
-        folder: Holds a folder for each kind, and a record of where the predictions come from.
-        kinds: What to save, see `KINDS`.
-        overwrite: Whether to replace what exists.
+        folder: Contains a folder for each kind, and a record of the predictions' origin.
+        kinds: The kinds of results to save, see `KINDS`.
+        overwrite: Whether to replace existing results.
         total: Number of images (or frames).
-        written: Number of those that were predicted.
-        skipped: Number of those whose predictions existed.
-        failures: A message for each that could not be predicted.
+        written: Number of images that were predicted.
+        skipped: Number of images whose predictions already existed.
+        failures: A message for each image that could not be predicted.
     """
 
     folder: Path
@@ -68,35 +68,35 @@ class Results:
 
     @property
     def left(self) -> int:
-        """Number of images that are yet to come; containers of videos may only estimate it."""
+        """Number of remaining images; an estimate where a video's container does not state the exact count."""
         return max(self.total - self.written - self.skipped - len(self.failures), 0)
 
     def claim(self, origin: Mapping[str, str]) -> None:
-        """Record where the predictions come from.
+        """Record the origin of the predictions.
 
         Args:
             origin: The images, the checkpoint and the protocol.
 
         Raises:
-            CrosscoopError: The predictions that exist come from elsewhere; to go on with them would mix the two.
+            CrosscoopError: The existing predictions have another origin; resuming would mix the two.
         """
         record = self.folder / RECORD
         if record.is_file() and not self.overwrite:
             before = json.loads(record.read_text("utf-8"))
             if other := [key for key, value in origin.items() if before.get(key) != value]:
                 raise CrosscoopError(
-                    f"{self.folder}: got predictions that differ in {', '.join(other)}, expected none, or the same to "
-                    "go on with. Give another --output, or --overwrite."
+                    f"{self.folder}: got predictions that differ in {', '.join(other)}, expected none, or matching "
+                    "ones to resume from. Choose another --output, or add --overwrite."
                 )
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(origin, indent=2), "utf-8")
 
     def path(self, kind: str, name: str) -> Path:
-        """The file for an image's prediction."""
+        """Return the file for an image's prediction."""
         return self.folder / kind / f"{name}{KINDS[kind][0]}"
 
     def missing(self, name: str) -> list[str]:
-        """The kinds that are not saved yet for an image."""
+        """Return the kinds of results that are still missing for an image."""
         return [kind for kind in self.kinds if not self.path(kind, name).exists()]
 
     def save(self, name: str, prediction: Prediction, kinds: Iterable[str]) -> None:
@@ -106,7 +106,7 @@ class Results:
         self.written += 1
 
     def __str__(self) -> str:
-        counts = f"{self.written} written, {self.skipped} skipped (they exist), {len(self.failures)} failed"
+        counts = f"{self.written} written, {self.skipped} skipped (already exist), {len(self.failures)} failed"
         return f"{counts}. Results: {self.folder} ({', '.join(self.kinds)})"
 
 
@@ -114,10 +114,10 @@ def find_images(what: Path) -> tuple[Path, list[Path]]:
     """Find images, and the folder that their names are relative to.
 
     Args:
-        what: A file, a folder, a glob, or a list.
+        what: A file, a folder, a glob, or a text file that lists images.
 
     Raises:
-        CrosscoopError: It does not exist, or is a list that cannot be read.
+        CrosscoopError: `what` does not exist, or is a list that cannot be read.
     """
     if what.is_file() and what.suffix.lower() == ".txt":
         listed = [_listed(line, what.parent) for line in read_list(what)]
@@ -134,30 +134,30 @@ def find_images(what: Path) -> tuple[Path, list[Path]]:
 
 
 def _listed(line: str, folder: Path) -> Path:
-    """Return the file that a line of a list names, the first of two; if there is none, the whole line's."""
+    """Return the image of a line in a list: its first column or, if that is not a file, the whole line."""
     first = folder / split_line(line, folder)[0]
     return Path(normpath((first if first.is_file() else folder / line).absolute()))
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a picture is a prediction of ours, which may lie among the images."""
+    """Return whether a file among the images is a prediction that crosscoop wrote."""
     folders = [folder for folder in path.absolute().parents if folder.name in KINDS]
     return any((folder.parent / RECORD).is_file() for folder in folders)
 
 
 def by_name(images: Iterable[Path], root: Path) -> dict[str, Path]:
-    """Images in order, by their path below `root` without suffix.
+    """Sort images, and name each by its path below `root` without suffix.
 
     Raises:
-        CrosscoopError: There are none, or two have the same name.
+        CrosscoopError: The list is empty, or two images have the same name.
     """
     files: dict[str, Path] = {}
     for path in sorted(set(images)):
         name = without_suffix(path.relative_to(root))
         if name in files:
             raise CrosscoopError(
-                f"images: got {files[name]} and {path}, expected one image of that name, as both predictions would be "
-                f"{name}. Predict them apart, such as --images '{root}/*{path.suffix}', each with its --output."
+                f"images: got {files[name]} and {path}, expected distinct names, as both predictions would be named "
+                f"{name}. Predict them separately, with --images '{root}/*{path.suffix}' and an --output for each."
             )
         files[name] = path
     if not files:

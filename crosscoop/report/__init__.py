@@ -1,1 +1,1 @@
-"""Runs on one HTML page."""
+"""Reports: one or several runs on an HTML page."""

@@ -1,4 +1,4 @@
-"""Curves as SVG: where everything lies. `page.html` draws it."""
+"""Geometry of the curves, which `page.html` draws as SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Line:
     """A curve.
 
     Attributes:
-        name: What the legend calls it.
-        color: The run's place; of a single run, the output's.
-        dash: 0 for the main output, whose line is solid; 1 and on for the others.
+        name: Its name in the legend.
+        color: Index of the run or, for a single run, of the output.
+        dash: 0 for the main output, whose line is solid; 1 and up for the others.
         points: Epoch and value of each measurement.
     """
 
@@ -32,12 +32,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over epochs in a frame of `WIDTH` x `HEIGHT`.
+    """Curves over epochs in a frame of `WIDTH` x `HEIGHT`.
 
     Attributes:
         title: What the values are.
-        lines: The curves, at least one, none without points.
-        digits: Of the values, after the point.
+        lines: At least one curve, each with at least one point.
+        digits: Number of decimals of the values.
     """
 
     title: str
@@ -46,14 +46,14 @@ class Chart:
 
     @cached_property
     def epochs(self) -> list[float]:
-        """Round values on the x axis."""
+        """Round values for the ticks of the x axis."""
         xs = [x for line in self.lines for x, _ in line.points]
         step = max(round_step(max(xs) - min(xs), 7), 1)
         return [x * step for x in range(ceil(min(xs) / step), floor(max(xs) / step) + 1)]
 
     @cached_property
     def values(self) -> list[float]:
-        """Round values on the y axis that enclose all measurements."""
+        """Round values for the ticks of the y axis, which enclose all measurements."""
         ys = [y for line in self.lines for _, y in line.points]
         step = round_step(max(ys) - min(ys), 5)
         return [
@@ -61,7 +61,7 @@ class Chart:
         ]
 
     def place(self, epoch: float, value: float) -> tuple[float, float]:
-        """Where a measurement lies."""
+        """Return the position of a measurement in the frame."""
         xs = [x for line in self.lines for x, _ in line.points]
         across = (epoch - min(xs)) / ((max(xs) - min(xs)) or 1)
         up = (value - self.values[0]) / (self.values[-1] - self.values[0])
@@ -69,7 +69,7 @@ class Chart:
         return round(x, 1), round(y, 1)
 
     def series(self) -> list[dict[str, object]]:
-        """What the page's script tells under the pointer: x, y, epoch and value of each measurement, line by line."""
+        """Return x, y, epoch and value of each measurement by line, which the page's script shows at the pointer."""
         return [
             {
                 "name": line.name,
@@ -80,26 +80,26 @@ class Chart:
 
 
 def round_step(span: float, count: int) -> float:
-    """1, 2 or 5 times a power of ten, which divides a span into at most about so many parts."""
+    """Return 1, 2 or 5 times a power of ten that divides a span into roughly `count` parts or fewer."""
     rough = (span or 1) / count
     power = 10.0 ** floor(log10(rough))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Return the training loss of every run, and each validation figure of every output; without empty ones."""
+    """Return the charts with data: the training loss of every run, and each validation metric of every output."""
     losses = [Line(run.name, i, 0, _points(run, "train/loss")) for i, run in enumerate(runs)]
     candidates = [("Training loss", losses, 3)]
     for figure in dict.fromkeys(["miou", *(figure for run in runs for figure in run.followed)]):
-        if figure != "pixel_accuracy":  # it says little where one class is large
+        if figure != "pixel_accuracy":  # it is uninformative where one class dominates
             lines = [line for i, run in enumerate(runs) for line in _lines(run, i, figure, len(runs) > 1)]
-            candidates.append((f"Validation {in_words(figure)} in per cent", lines, 2))
+            candidates.append((f"Validation {in_words(figure)} (%)", lines, 2))
     drawn = [Chart(title, [line for line in lines if line.points], digits) for title, lines, digits in candidates]
     return [chart for chart in drawn if chart.lines]
 
 
 def _lines(run: Run, place: int, figure: str, several: bool) -> list[Line]:
-    """The curves of a figure of a run, that of the main output first."""
+    """Return the curves of a metric of a run, the main output's first."""
     outputs = run.followed.get(figure, [])
     lines = []
     for dash, output in enumerate(sorted(outputs, key=lambda name: name != main_output(outputs))):

@@ -1,4 +1,4 @@
-"""The images on which the runs differ most, as in the paper's figures 6 and 7: image, truth and every output."""
+"""The gallery: image, ground truth and outputs where the runs differ most, as in the paper's figures 6 and 7."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from crosscoop.prediction.predictor import Prediction, load
 from crosscoop.report.runs import Run
 
 LONGEST = 640
-"""Pixels of a picture's longer side at most: 8 images of two cooperative runs take about 2 MB."""
+"""Maximum length of a picture's longer side in pixels: 8 images of two cooperative runs then take about 2 MB."""
 
 BRANCHES: list[Color] = [
     *((214, 48, 86), (24, 100, 214), (31, 138, 76), (140, 70, 190)),
     *((0, 150, 170), (180, 90, 20), (120, 120, 20), (90, 90, 160)),
 ]
-"""The colour of each branch, where it alone is right; a ninth shares the first one's."""
+"""Colours of the branches, used where only that branch is right; repeated from the ninth branch on."""
 SEVERAL, NONE = (105, 105, 105), (240, 170, 20)
-"""The colours of pixels on which branches differ and several of them, or none, are right."""
+"""Colours of pixels on which the branches differ and several of them, or none, are right."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Picture:
 
     Attributes:
         title: What it shows.
-        note: A figure to stand below.
+        note: A value to show below.
         source: A data URI.
         size: Width and height in pixels.
     """
@@ -56,10 +56,11 @@ class Gallery:
     """Rows of pictures.
 
     Attributes:
-        groups: Per run that is shown its place, and under which protocol it predicted.
-        rows: Per image its name, why it was chosen, itself and the truth, and for each group what its run predicts.
-        legend: Class names and their colours.
-        differences: What the colours of the disagreement mean.
+        groups: Protocol of the predictions by the index of each run shown.
+        rows: For each image, its name, the reason for choosing it, and its pictures: first image and ground truth, then
+            the predictions of each run.
+        legend: Colours by class name.
+        differences: Colours of the disagreement by meaning.
         notices: What is missing.
     """
 
@@ -90,9 +91,9 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
     """Predict and draw the images on which the runs differ most.
 
     Args:
-        runs: The runs; each predicts as its last test (or validation) did.
-        split: test or val, for the data set's split of that purpose.
-        num_images: How many images to show.
+        runs: The runs; each predicts with the configuration of its last test (or validation).
+        split: test or val: the data set's split for that purpose.
+        num_images: Number of images to show.
     """
     gallery, views = Gallery(), dict[int, View]()
     for place, run in enumerate(runs if num_images else []):
@@ -100,7 +101,7 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
             view = open_view(run, split)
             first = next(iter(views.values()), view)
             if (type(view.dataset), view.names) != (type(first.dataset), first.names):
-                raise CrosscoopError("its images are others than those of the runs before.")
+                raise CrosscoopError("its images differ from those of the previous runs.")
             views[place] = view
         except CrosscoopError as error:
             gallery.notices.append(f"{run.name} is not shown: {error}")
@@ -110,7 +111,7 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
     pictures: dict[str, list[list[Picture]]] = {}
     for place, view in views.items():
         try:
-            predictor = load(view.checkpoint, view.inference, own_size=True)  # resized already, if at all
+            predictor = load(view.checkpoint, view.inference, own_size=True)  # the data resized them already
         except CrosscoopError as error:
             gallery.notices.append(f"{runs[place].name} is not shown: {error}")
             continue
@@ -118,14 +119,14 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
         measured = runs[place].metrics
         if measured and not view.protocol.endswith("{evaluation}, {inference}".format(**measured["protocol"])):
             gallery.notices.append(
-                f"{runs[place].name}: the images are predicted under another protocol than its figures."
+                f"{runs[place].name}: the images are predicted under another protocol than its metrics."
             )
         for name in track(reasons, f"Predicting with {runs[place].name}", transient=True):
             item = view.items[view.names.index(name)]
             image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"].numpy()
             prediction = predictor(image)
             gallery.differences |= meanings(branches_of(prediction.branch_labels))
-            scene = [photo("image", image), painted("truth", "", mask, view.dataset.palette)]
+            scene = [photo("image", image), painted("ground truth", "", mask, view.dataset.palette)]
             pictures.setdefault(name, [scene]).append(draw(prediction, mask))
     gallery.rows = [(name, reasons[name], groups) for name, groups in pictures.items()]
     gallery.legend = {**dict(zip(first.dataset.class_names, first.dataset.palette, strict=True)), "void": VOID_COLOR}
@@ -133,7 +134,7 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
 
 
 def open_view(run: Run, split: str) -> View:
-    """A split as a run's last test (or validation) evaluated it.
+    """Open a split with the configuration of a run's last test (or validation).
 
     Raises:
         CrosscoopError: The run has no checkpoint, or its data cannot be opened.
@@ -141,7 +142,7 @@ def open_view(run: Run, split: str) -> View:
     config = run.evaluation("test" if split == "test" else "validate")
     checkpoint = run.checkpoint(config)
     if not checkpoint.is_file():
-        raise CrosscoopError(f"there is no {checkpoint}; `crosscoop fit` writes it.")
+        raise CrosscoopError(f"{checkpoint} does not exist; `crosscoop fit` writes it.")
     data, inference = open_data(config), Inference(**config.get("inference", {}))
     name = data.dataset.test_split if split == "test" else data.dataset.val_split
     words = data.protocol(name, 0)
@@ -150,15 +151,16 @@ def open_view(run: Run, split: str) -> View:
 
 
 def choose(runs: Sequence[Run], names: Sequence[str], count: int) -> dict[str, str]:
-    """Which images to show, and why, the most interesting first.
+    """Choose the images to show, and return the reason for each, the most interesting first.
 
-    Several runs: those on which their mIoU differs most. One run: those on which its branches differ most, or of one
-    branch those with the lowest mIoU. Without an `images.csv`: evenly spread over the split.
+    For several runs these are the images with the largest difference in mIoU. For one run they are those on which its
+    branches disagree most or, with one branch, those with the lowest mIoU. Without `images.csv` they are evenly spaced
+    over the split.
 
     Args:
-        runs: The runs; those without `images.csv` have no say.
-        names: The split's images.
-        count: How many to choose.
+        runs: The runs; those without `images.csv` are ignored.
+        names: Names of the split's images.
+        count: Number of images to choose.
     """
     runs = [run for run in runs if run.images]
     ranking: list[tuple[float, str, str]] = []
@@ -171,20 +173,20 @@ def choose(runs: Sequence[Run], names: Sequence[str], count: int) -> dict[str, s
         high, low = max(figures, key=lambda run: figures[run]), min(figures, key=lambda run: figures[run])
         if len(runs) > 1:
             gap = figures[high] - figures[low]
-            ranking.append((gap, name, f"mIoU of {high} {gap:.1f} above {low}"))
+            ranking.append((gap, name, f"mIoU of {high} is {gap:.1f} points above that of {low}"))
         elif "disagreement" in rows[0]:
             share = 100 * rows[0]["disagreement"]
-            ranking.append((share, name, f"the branches differ on {share:.1f} % of the pixels"))
+            ranking.append((share, name, f"the branches disagree on {share:.1f} % of the pixels"))
         else:
             ranking.append((-figures[low], name, f"mIoU {figures[low]:.1f}"))
     if ranking:
         return {name: reason for _, name, reason in sorted(ranking, key=lambda entry: -entry[0])[:count]}
     spread = np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)
-    return {names[i]: "evenly spread over the split" for i in spread}
+    return {names[i]: "evenly spaced over the split" for i in spread}
 
 
 def draw(prediction: Prediction, mask: Array) -> list[Picture]:
-    """Return every output with its mIoU in this image, and where the branches differ."""
+    """Return a picture of every output with its mIoU in this image, and one of the branches' disagreement."""
     labels = {output: torch.from_numpy(each)[None] for output, each in prediction.branch_labels.items()}
     pictures = [
         painted(output, f"mIoU {percent(scores.figures['miou'])}", prediction.branch_labels[output], prediction.palette)
@@ -197,18 +199,18 @@ def draw(prediction: Prediction, mask: Array) -> list[Picture]:
 
 
 def meanings(branches: Sequence[str]) -> dict[str, Color]:
-    """Return the colours of `differences`, by their meaning; none for one branch."""
+    """Return the colours of `differences` by meaning; empty for a single branch."""
     if len(branches) < 2:
         return {}
     alone = {f"only {name} is right": BRANCHES[place % len(BRANCHES)] for place, name in enumerate(branches)}
-    several = {"they differ, several are right": SEVERAL} if len(branches) > 2 else {}
-    return {**alone, **several, f"they differ, {none_of(branches)} is right": NONE}
+    several = {"they disagree, several are right": SEVERAL} if len(branches) > 2 else {}
+    return {**alone, **several, f"they disagree, {none_of(branches)} is right": NONE}
 
 
 def differences(prediction: Prediction, mask: Array) -> Image.Image:
-    """Return the image in pale grey, with the `meanings` of pixels on which branches differ in their colours.
+    """Draw the image in pale grey, with pixels on which the branches disagree in the colours of `meanings`.
 
-    Pixels without truth count as those where none is right.
+    On unlabelled pixels, every branch counts as wrong.
     """
     levels = 13
     grey = np.asarray(Image.fromarray(prediction.image).convert("L"))
@@ -224,17 +226,17 @@ def differences(prediction: Prediction, mask: Array) -> Image.Image:
 
 
 def photo(title: str, image: Array) -> Picture:
-    """A picture of `(H, W, 3)` RGB."""
+    """Return a picture of `(H, W, 3)` RGB."""
     return Picture(title, "", *encode(Image.fromarray(image)))
 
 
 def painted(title: str, note: str, labels: Array, palette: Sequence[Color]) -> Picture:
-    """A picture of class indices `(H, W)`."""
+    """Return a picture of class indices `(H, W)`."""
     return Picture(title, note, *encode(paletted(labels, palette)))
 
 
 def paletted(labels: Array, palette: Sequence[Color]) -> Image.Image:
-    """Indices `(H, W)` as an image of these colours; void is cream."""
+    """Convert class indices `(H, W)` to an image with a palette; void is cream."""
     colors = np.full((VOID + 1, 3), VOID_COLOR, np.uint8)
     colors[: len(palette)] = palette
     image = Image.fromarray(labels)
@@ -243,7 +245,7 @@ def paletted(labels: Array, palette: Sequence[Color]) -> Image.Image:
 
 
 def encode(image: Image.Image) -> tuple[str, tuple[int, int]]:
-    """A data URI and a size, reduced if need be: photographs as JPEG, colours that mean something as PNG."""
+    """Return a data URI and the size, reduced to `LONGEST`: photographs as JPEG, images with a palette as PNG."""
     image.thumbnail((LONGEST, LONGEST), Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.LANCZOS)
     file = BytesIO()
     if image.mode == "P":

@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a click on a header sorts by its column, highest first; the next click the other way, the third not at all.
+// Tables: clicking a header sorts by its column, highest first; the second click reverses the order, the third restores it.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[table.tBodies.length - 1];
   const original = [...body.rows];
@@ -19,7 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const sign = order === "ascending" ? 1 : -1;
       const compare = (a, b) => {
         const [x, y] = [value(a), value(b)];
-        if (x === null || y === null) return (x === null) - (y === null); // rows without a figure come last
+        if (x === null || y === null) return (x === null) - (y === null); // rows without a value come last
         return sign * (text ? x.localeCompare(y) : x - y);
       };
       body.append(...(order ? [...original].sort(compare) : original));
@@ -27,7 +27,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-// Charts: the legend tells the values at the epoch under the pointer, and switches lines on and off.
+// Charts: the legend shows the values at the epoch under the pointer, and toggles lines.
 for (const chart of document.querySelectorAll(".chart")) {
   const svg = chart.querySelector("svg");
   const cursor = svg.querySelector(".cursor");
@@ -61,7 +61,7 @@ for (const chart of document.querySelectorAll(".chart")) {
   });
 }
 
-// Gallery: a picture opens large; the arrow keys and buttons lead to its neighbours in the row and the column.
+// Gallery: clicking a picture enlarges it; arrow keys and buttons move to its neighbours in the row and the column.
 const dialog = document.querySelector("dialog");
 const rows = [...document.querySelectorAll(".pictures tbody tr:not(.why)")].map((row) => [...row.querySelectorAll("button")]);
 let [row, column] = [0, 0];

@@ -1,4 +1,4 @@
-"""The page: all that is known of the runs, put into `page.html`."""
+"""The page: `page.html`, filled with the data of the runs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from crosscoop.version import __version__
 
 
 def render(runs: Sequence[Run], gallery: Gallery) -> str:
-    """The page's HTML, in which every name is escaped."""
+    """Return the page's HTML, in which every name is escaped."""
     columns = tables.columns(runs)
     context: dict[str, Any] = {
         "runs": runs,
@@ -45,7 +45,7 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
 
 @cache
 def template() -> Template:
-    """`page.html`, ready to be filled in."""
+    """Load the template `page.html`."""
     environment = Environment(
         loader=PackageLoader("crosscoop", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -54,12 +54,12 @@ def template() -> Template:
 
 
 def code(text: str) -> Markup:
-    """A text as HTML, with `code` where backticks say so."""
+    """Convert a text to HTML, with text between backticks as `code`."""
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
 def in_words(protocols: Mapping[str, str]) -> str:
-    """The protocols of runs by their names; each is said once."""
+    """Describe the protocols of runs by name, each protocol once."""
     if len(set(protocols.values())) == 1:
         return f"{next(iter(protocols.values()))}."
     names = {words: ", ".join(name for name in protocols if protocols[name] == words) for words in protocols.values()}
@@ -67,6 +67,6 @@ def in_words(protocols: Mapping[str, str]) -> str:
 
 
 def signed(difference: float) -> str:
-    """A difference of shares in points, with its sign."""
+    """Format a difference of shares in points, with its sign."""
     points = f"{100 * difference:+.2f}"
     return "±0" if float(points) == 0 else points.replace("-", "−")  # noqa: RUF001  (the minus sign)

@@ -1,4 +1,4 @@
-"""Runs as their folders tell of them: every piece that is there, and a word on every piece that is not."""
+"""Run folders: the files that are present, and a notice for each that is missing."""
 
 import csv
 import json
@@ -23,18 +23,18 @@ Settings = dict[str, Any]
 
 @dataclass
 class Run:
-    """A run's folder, read.
+    """The contents of a run folder.
 
     Attributes:
         folder: The folder.
-        name: What the report calls the run.
+        name: Name of the run in the report.
         config: The configuration of `fit`; empty if unknown.
-        history: Per validation its figures by column name, without those that are no finite number.
+        history: The finite metrics of each validation by column name.
         metrics: `metrics.json`, or None.
         confusion: `confusion.json`, or None.
         branches: `branches.json`, or None.
-        images: Per image its figures by column name; None stands for none.
-        notices: What is missing, and how to get it.
+        images: The finite metrics of each image by column name.
+        notices: What is missing, and how to create it.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def test_protocol(self) -> str:
-        """How `branches.json` and `images.csv` were measured, as far as a test's records still tell."""
+        """How `branches.json` and `images.csv` were measured, if a record of that test still exists."""
         for record in (self.metrics, self.confusion):
             if record and record["stage"] == "test":
                 return describe(record["protocol"])
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def followed(self) -> dict[str, list[str]]:
-        """The figures of the history, and the outputs that have each."""
+        """The metrics in the history, and the outputs that have each of them."""
         found: dict[str, list[str]] = {}
         for key in dict.fromkeys(key for row in self.history for key in row):
             if parts := re.fullmatch("val/([^/]+)/(.+)", key):
@@ -81,12 +81,12 @@ class Run:
         return found
 
     def evaluation(self, stage: str) -> Settings:
-        """The configuration of the last `test` or `validate`; of `fit`, where there was none."""
+        """Return the configuration of the last `test` or `validate`; without one, that of `fit`."""
         path = self.folder / f"{stage}.yaml"
         return load_yaml(path) if path.is_file() else self.config
 
     def checkpoint(self, evaluation: Settings) -> Path:
-        """The checkpoint that was evaluated, which lies in the folder even if that was moved."""
+        """Return the checkpoint that was evaluated, even if the run folder has been moved since."""
         if not evaluation.get("ckpt_path"):
             return find_checkpoint(None, str(self.folder))
         evaluated = Path(evaluation["ckpt_path"])
@@ -98,14 +98,14 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """Read runs.
 
     Args:
-        folders: Their folders; one that is given twice counts once.
+        folders: Their folders; duplicates are ignored.
 
     Raises:
-        CrosscoopError: There are none, or one is no run's folder.
+        CrosscoopError: The list is empty, or one of them is not a run folder.
     """
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
     if not paths:
-        raise CrosscoopError("report: got no run, expected the folders of one or more, such as runs/demo.")
+        raise CrosscoopError("report: got no run, expected one or more run folders, such as runs/demo.")
     names = [path.resolve().name for path in paths]
     return [
         read_run(path, str(path) if names.count(name) > 1 else name) for path, name in zip(paths, names, strict=True)
@@ -117,36 +117,36 @@ def read_run(folder: Path, name: str) -> Run:
 
     Args:
         folder: The folder that `crosscoop fit --run` wrote.
-        name: What to call it.
+        name: Name of the run in the report.
 
     Raises:
-        CrosscoopError: It is no run's folder.
+        CrosscoopError: It is not a run folder.
     """
     if not any((folder / piece).is_file() for piece in ("config.yaml", "metrics.json", "best.ckpt")):
-        found = "a folder without any of them" if folder.is_dir() else "no such folder"
+        found = "a folder without any of these files" if folder.is_dir() else "a folder that does not exist"
         raise CrosscoopError(
-            f"{folder}: got {found}, expected a run with config.yaml, metrics.json or best.ckpt; give the folder that "
+            f"{folder}: got {found}, expected a run with config.yaml, metrics.json or best.ckpt; pass the folder that "
             "`crosscoop fit --run FOLDER` wrote."
         )
     run, missing = Run(folder, name), dict[str, list[str]]()
     for file, (attribute, load, source) in PIECES.items():
         if not (folder / file).is_file():
-            if file != "branches.json" or len(branches_of(run.outputs)) > 1:  # one branch cannot differ from itself
+            if file != "branches.json" or len(branches_of(run.outputs)) > 1:  # one branch has no comparison
                 missing.setdefault(source, []).append(file)
             continue
         try:
             setattr(run, attribute, load(folder / file))
         except (CrosscoopError, OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
-            run.notices.append(f"{file} cannot be read ({type(error).__name__}: {error}); {source} writes it anew.")
+            run.notices.append(f"{file} cannot be read ({type(error).__name__}: {error}); recreate it with {source}.")
     run.notices += [f"Missing: {', '.join(files)}; run {source}." for source, files in missing.items()]
     if run.metrics and run.metrics["stage"] != "test":
         stage = {"fit": "the best epoch of fit", "validate": "a validation"}.get(run.metrics["stage"], "no test")
-        run.notices.append(f"The figures come from {stage}, not from a test.")
+        run.notices.append(f"The metrics are from {stage}, not from a test.")
     return run
 
 
 def describe_validation(config: Settings) -> str:
-    """How the history's figures were measured."""
+    """Describe how the history's metrics were measured."""
     try:
         data = open_data(config)
         words = data.protocol(data.dataset.val_split, 0)
@@ -189,7 +189,7 @@ def _load_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
-        raise ValueError("it has no rows")
+        raise ValueError("the file has no rows")
     return rows
 
 
@@ -202,7 +202,7 @@ def _load_images(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _finite(row: dict[str, str]) -> dict[str, float]:
-    """The cells that hold a finite number; nan is a mean over no class."""
+    """Return the cells with a finite number; a mean over no class is nan."""
     return {key: float(cell) for key, cell in row.items() if cell and isfinite(float(cell))}
 
 
@@ -214,4 +214,4 @@ PIECES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "images.csv": ("images", _load_images, "`crosscoop test`"),
     "branches.json": ("branches", _load_branches, "`crosscoop test`"),
 }
-"""What a run's folder holds: the attribute of `Run`, how it is read, and which command leaves it there."""
+"""The files of a run folder: the attribute of `Run`, how to read it, and the command that writes it."""

@@ -1,4 +1,4 @@
-"""Settings, figures and confusion matrices as rows of cells."""
+"""Tables of settings, metrics and confusion matrices."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ SILENT = (
     *("run", "resume", "ckpt_path", "checkpoint.", "last.", "nonfinite.", "comparison.", "pictures."),
     *("data.num_workers", "trainer.enable_", "trainer.default_root_dir"),
 )
-"""How the names begin of settings that make no difference to a figure."""
+"""Prefixes of settings that do not affect any metric."""
 
 
 Figures = Mapping[str, Any]
-"""Figures by name, of which each may be None."""
+"""Metrics by name; each may be None."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Setting:
     """A setting of all runs.
 
     Attributes:
-        name: As on the command line.
-        values: Per run.
+        name: Its name on the command line.
+        values: Its value in each run.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Setting:
 
     @property
     def folded(self) -> bool:
-        """Whether it is shown only on demand: it is not prominent, and the runs agree in it."""
+        """Whether it is collapsed: it is not prominent, and the runs agree in it."""
         return self.name not in PROMINENT and not self.differs
 
 
 @dataclass(frozen=True)
 class Column:
-    """An output of a run in the table of figures.
+    """An output of a run in the table of metrics.
 
     Attributes:
-        run: The run's place.
+        run: The run's index.
         output: The output's name.
-        figures: What `metrics.json` says of it.
-        reference: The figures that its own are compared with; None for the reference itself.
+        figures: Its metrics in `metrics.json`.
+        reference: The metrics that they are compared with; None for the reference itself.
         main: Whether it is the run's main output.
     """
 
@@ -70,12 +70,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Value:
-    """A figure.
+    """The value of a metric.
 
     Attributes:
-        share: The figure, of 1; None if there is none.
-        difference: How much it is above the reference's; None if one of the two is missing.
-        best: Whether it is the highest of figures that differ.
+        share: The value as a share of 1; None if missing.
+        difference: The difference from the reference; None if either is missing.
+        best: Whether it is the highest in its row, and the values differ.
     """
 
     share: float | None
@@ -90,7 +90,7 @@ class Matrix:
     Attributes:
         output: The output's name.
         names: The predicted classes.
-        rows: Per true class its name, its pixels, and how many of them were seen as each of `names`.
+        rows: For each true class, its name, its number of pixels, and how many were predicted as each of `names`.
     """
 
     output: str
@@ -99,7 +99,7 @@ class Matrix:
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """The settings of all runs, the prominent ones first."""
+    """Return the settings of all runs, the prominent ones first."""
     configs = [dict(flatten(run.config)) for run in runs]
     known = dict.fromkeys(name for config in configs for name in config if not name.startswith(SILENT))
     names = dict.fromkeys([*(name for name in PROMINENT if name in known), *known])
@@ -107,7 +107,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
 
 
 def flatten(config: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings under the names that the command line has for them, such as `model.optimizer.lr`."""
+    """Yield settings by their name on the command line, such as `model.optimizer.lr`."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
@@ -120,9 +120,9 @@ def flatten(config: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
 def columns(runs: Sequence[Run]) -> list[Column]:
     """Return the outputs of all runs that were measured.
 
-    The first run is the reference: the others' outputs are compared with its output of the same name, or else with its
-    main one, if they saw the same classes of the same split. If there is no other run, its first output is the
-    reference of its others.
+    The first run is the reference. Each output of another run is compared with the reference's output of that name or,
+    if there is none, with its main output, provided that both were measured on the same classes of the same split. A
+    single run's outputs are compared with its first output.
     """
     measured = [(i, run.metrics) for i, run in enumerate(runs) if run.metrics]
     if not measured:
@@ -145,12 +145,12 @@ def columns(runs: Sequence[Run]) -> list[Column]:
 
 
 def figure_rows(columns: Sequence[Column]) -> list[tuple[str, list[Value]]]:
-    """Return per figure over all classes, mIoU first, its name and the values of the columns."""
+    """Return name and values of each metric over all classes, mIoU first."""
     return _rows(columns, lambda figures: {in_words(key): figure for key, figure in figures_of(figures).items()})
 
 
 def class_rows(columns: Sequence[Column]) -> dict[str, list[tuple[str, list[Value]]]]:
-    """Return per figure of the single classes, IoU first, the classes' names and the values of the columns."""
+    """Return the rows of class names and values of each metric per class, IoU first."""
 
     def of(figure: str) -> Callable[[Figures], Figures]:
         return lambda figures: per_class_of(figures).get(figure, {})
@@ -160,14 +160,14 @@ def class_rows(columns: Sequence[Column]) -> dict[str, list[tuple[str, list[Valu
 
 
 def branch_peak(runs: Sequence[Run]) -> float:
-    """Return the largest share of a class's pixels on which one branch alone is right, in any run: the bars' scale."""
+    """Return the largest share of a class's pixels that only one branch labels correctly, which scales the bars."""
     rows = [row for run in runs if run.branches for row in run.branches.values()]
     shares = [row[f"only_{branch}"] or 0 for row in rows for branch in compared_branches(row)]
     return max(shares, default=0) or 1
 
 
 def matrices(run: Run) -> list[Matrix]:
-    """Return the confusion matrices of a run, the main output's first; a column of no class only where one is seen."""
+    """Return the confusion matrices of a run, the main output's first; empty columns for no class are omitted."""
     if run.confusion is None:
         return []
     names, outputs = list(run.confusion["class_names"]), run.confusion["outputs"]
@@ -180,7 +180,7 @@ def matrices(run: Run) -> list[Matrix]:
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """What the runs differ in, so that their figures do not compare."""
+    """Describe differences between runs that make their metrics incomparable."""
     facts = {
         run.name: {**run.metrics["protocol"], "classes": tuple(run.metrics["iou_per_class"])}
         for run in runs
@@ -196,12 +196,12 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
 
 def _subject(record: Figures) -> tuple[str, str, list[str]]:
-    """What was measured: data set, split and classes."""
+    """Return what was measured: data set, split and classes."""
     return record["protocol"]["dataset"], record["protocol"]["split"], list(record["iou_per_class"])
 
 
 def _rows(columns: Sequence[Column], select: Callable[[Figures], Figures]) -> list[tuple[str, list[Value]]]:
-    """Rows of what `select` takes out of the columns' figures."""
+    """Return rows of the metrics that `select` takes from each column."""
     own = [select(column.figures) for column in columns]
     references = [select(column.reference) if column.reference else {} for column in columns]
     rows = []

@@ -1,7 +1,7 @@
-"""Rebuild every table and picture of docs/camvid-study.md, and the README's table of the study, from results.csv.
+"""Rebuild every table and plot of docs/camvid-study.md, and the README's table of the study, from results.csv.
 
-python docs/camvid-study/rebuild.py           # rewrites the marked tables of both pages, and the page's pictures
-python docs/camvid-study/rebuild.py FOLDER    # and leaves the tables there as .md, .csv, .tex and .png
+python docs/camvid-study/rebuild.py           # rewrites the marked tables of both pages, and the plots
+python docs/camvid-study/rebuild.py FOLDER    # also writes the tables to FOLDER as .md, .csv, .tex and .png
 """
 
 import csv
@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ import numpy as np
 from scipy.stats import t
 
 from crosscoop.ablation.cell import tests
-from crosscoop.ablation.grid import Ablation, Cell, read_ablation
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
 from crosscoop.ablation.summary import Figures, Summary, summarise
 from crosscoop.ablation.tables import (
     MIOU,
@@ -39,6 +40,9 @@ from crosscoop.files import write_json
 STUDY = Path(__file__).parent
 PAGES = (STUDY.parent / "camvid-study.md", STUDY.parents[1] / "README.md")
 FULL, HALF = "seen at full size", "seen at the training size"
+"""Names of the tests in the records of the runs."""
+RESOLUTIONS = {FULL: "full resolution", HALF: "training resolution"}
+"""How the pages and plots call the tests."""
 MEASURED = {
     test: {
         "dataset": "CamVid",
@@ -83,18 +87,18 @@ CONTRASTS = [
     ("`cross_c1_c2`: `concat` - `add`", "-", {"cross_c1_c2, concat": 1, "cross_c1_c2": -1}),
     ("`cross_c2`: `concat` - `add`", "-", {"cross_c2, concat": 1, "cross_c2": -1}),
 ]  # fmt: skip
-"""What is compared, the paper's figure, and the weight of each row."""
+"""What is compared, the paper's value, and the weight of each row."""
 CLAIMS = (
     "mIoU in points: mean and standard deviation of the differences paired by seed, and the p value of their t-test. "
     "The interval uses Student's t with the spread pooled over all rows (the residual after subtracting the mean of "
     "each row and of each seed)."
 )
 ACCURACIES = (
-    "Pixel accuracy (% of the labelled pixels). Top or bottom: at least one branch is right; the last column is what "
-    "the ensemble falls short of that."
+    "Pixel accuracy (% of the labelled pixels). Top or bottom: at least one branch is right; the last column is the "
+    "difference between that and the ensemble."
 )
 DISAGREEMENTS = (
-    "Share of the class's pixels (%) that only one branch labels correctly, that the ensemble saves, and that it loses."
+    "Share of the class's pixels (%) that only one branch labels correctly, and that the ensemble saves and loses."
 )
 README_ROWS = {
     MOBILE: MOBILE,
@@ -108,11 +112,11 @@ README_ROWS = {
     "`cross_c1_c2`, `concat`": "cross_c1_c2, concat",
     "both backbones summed in front of one head": CONTROL,
 }
-"""The cells that the README shows, by what it calls them."""
+"""The cells that the README shows, by their name there."""
 
 
 def read_results() -> dict[tuple[str, ...], Figures]:
-    """Read results.csv: figures over seeds by protocol, cell, test, output, class and metric."""
+    """Read results.csv: values over seeds by protocol, cell, test, output, class and metric."""
     results: dict[tuple[str, ...], Figures] = {}
     with (STUDY / "results.csv").open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
@@ -128,7 +132,7 @@ ABLATION: Ablation = read_ablation(STUDY / "fourth.yaml")
 def figures(
     cell: str, test: str, metric: str, output: str = "", class_name: str = "", protocol: str = "fourth"
 ) -> Figures:
-    """Return one figure of a cell over its seeds; empty where it was not measured."""
+    """Return one metric of a cell over its seeds; empty if it was not measured."""
     return RESULTS.get((protocol, cell, test, output, class_name, metric), Figures())
 
 
@@ -140,7 +144,7 @@ def outputs(cell: str, test: str, protocol: str = "fourth") -> dict[str, Figures
 
 
 def restore(runs: Path) -> None:
-    """Write the records that `crosscoop ablate --tables` reads, as the study's runs left them."""
+    """Write the records of the study's runs that `crosscoop ablate --tables` reads."""
     classes = list(dict.fromkeys(key[4] for key in RESULTS if key[4]))
     for cell in ABLATION.all_cells(runs):
 
@@ -172,7 +176,7 @@ PAIRS = [row.name for row in SUMMARIES[FULL].rows if row.branches]
 
 
 def claims(test: str) -> Table:
-    """Differences of mIoU, beside those of the paper's tables 1 and 5."""
+    """Return differences in mIoU, beside those of the paper's tables 1 and 5."""
     rows = SUMMARIES[test].rows
     spread, freedom = residual([row.own for row in rows])
     measured = {row.name: row.own for row in rows}
@@ -197,7 +201,7 @@ def weigh(measured: dict[str, Figures], weights: dict[str, float]) -> Figures:
 
 
 def residual(rows: list[Figures]) -> tuple[float, int]:
-    """Return standard deviation and degrees of freedom of what neither the row nor the seed explains."""
+    """Return standard deviation and degrees of freedom of the residual after removing row and seed means."""
     seeds = set.intersection(*(set(row.values) for row in rows))
     table = np.array([[row.values[seed] for seed in seeds] for row in rows])
     left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
@@ -206,9 +210,9 @@ def residual(rows: list[Figures]) -> tuple[float, int]:
 
 
 def accuracies() -> Table:
-    """Pixels that the outputs of each pair label correctly, and what choosing between the branches could reach."""
+    """Return pixel accuracy of each pair's outputs, and of the best possible choice between the branches."""
     names = ("top", "bottom", "ensemble")
-    table = [["", *names, "top or bottom", "the ensemble lacks"]]
+    table = [["", *names, "top or bottom", "ensemble's shortfall"]]
     for pair in PAIRS:
         right = [figures(pair, FULL, "pixel_accuracy", name) for name in names]
         neither = figures(pair, FULL, "neither_right")
@@ -218,7 +222,7 @@ def accuracies() -> Table:
 
 
 def disagreements() -> Table:
-    """By class: what only one branch labels correctly, without and with cooperation."""
+    """Return the pixels of each class that only one branch labels correctly, without and with cooperation."""
     shares = {
         "only top right": ("only_right", "top"),
         "only bottom right": ("only_right", "bottom"),
@@ -234,8 +238,8 @@ def disagreements() -> Table:
 
 
 def learning_rates(protocol: str, chosen: str, trainings: list[tuple[str, int]]) -> Table:
-    """MIoU on val of the two single networks after their last epoch, seed 0."""
-    table = [["learning rate (backbone; heads ten times)", "epochs", "MobileNetV2", "ResNet-50 V2", "mean"]]
+    """Return mIoU on val of the two single networks after their last epoch, for seed 0."""
+    table = [["learning rate (backbone; tenfold for heads)", "epochs", "MobileNetV2", "ResNet-50 V2", "mean"]]
     for rate, epochs in trainings:
         found = []
         for network in (MOBILE, RESNET):
@@ -250,12 +254,12 @@ def learning_rates(protocol: str, chosen: str, trainings: list[tuple[str, int]])
 
 
 def seed0(cell: str, protocol: str, test: str = FULL) -> str:
-    """MIoU of every output in per cent, seed 0."""
+    """Format mIoU of every output in %, for seed 0."""
     return " / ".join(f"{100 * each.values[0]:.2f}" for each in outputs(cell, test, protocol).values())
 
 
 def third() -> Table:
-    """The third protocol's pairs beside the networks that they consist of."""
+    """Return the third protocol's pairs beside their single networks."""
     single = [seed0(cell, "fourth") for cell in (MOBILE, RESNET, SUM)]
     return [
         ["", "top / bottom / ensemble"],
@@ -266,19 +270,19 @@ def third() -> Table:
 
 
 def second() -> Table:
-    """The second protocol's cells."""
+    """Return the second protocol's cells."""
     cells = {MOBILE: MOBILE, RESNET: RESNET, "`none`": "none", "`cross_c1_c2`, `add`": "cross_c1_c2"}
     return [["", "top / bottom / ensemble"], *([words, seed0(cell, "second")] for words, cell in cells.items())]
 
 
 def first() -> Table:
-    """The first protocol's cells."""
+    """Return the first protocol's cells."""
     cells = {MOBILE: MOBILE, RESNET: RESNET, "`none`": "none", "`cross_c1_c2`, `add`": "cross_c1_c2", CONTROL: CONTROL}
     table = [
         [
             "",
-            *(f"{size}: top / bottom / ensemble" for size in ("half size", "full size")),
-            "branches disagree at full size (%)",
+            *(f"{size}: top / bottom / ensemble" for size in ("training resolution", "full resolution")),
+            "branches disagree at full resolution (%)",
         ]
     ]
     for words, cell in cells.items():
@@ -289,9 +293,9 @@ def first() -> Table:
 
 
 def readme() -> Table:
-    """The cells of most interest at both sizes."""
+    """Return the most relevant cells at both resolutions."""
     full, half = ({row.name: row for row in SUMMARIES[test].rows} for test in (FULL, HALF))
-    table = [["network", FULL, "seen at the size of training", "branches disagree (% of pixels)", "parameters",
+    table = [["network", *RESOLUTIONS.values(), "branches disagree (% of pixels)", "parameters",
               "multiply-adds"]]  # fmt: skip
     for words, name in README_ROWS.items():
         row = full[name]
@@ -308,7 +312,7 @@ def shown(layout: Callable[[Summary], Table], test: str, what: str) -> tuple[Tab
 TABLES = {
     "full size": shown(by_row, FULL, MIOU + NOTES),
     "half size": shown(by_row, HALF, MIOU + NOTES),
-    "classes": shown(by_class, FULL, "IoU in per cent"),
+    "classes": shown(by_class, FULL, "IoU in %"),
     "branches": shown(by_branch, FULL, SHARES),
     "claims, full size": (claims(FULL), CLAIMS),
     "claims, half size": (claims(HALF), CLAIMS),
@@ -333,7 +337,7 @@ TABLES = {
 
 
 def rebuild(page: str) -> str:
-    """Replace what stands between `<!-- table: NAME -->` and `<!-- end of table -->` by that table."""
+    """Replace the text between `<!-- table: NAME -->` and `<!-- end of table -->` by that table."""
 
     def table(mark: re.Match[str]) -> str:
         lines, caption = TABLES[mark["name"]]
@@ -345,11 +349,11 @@ def rebuild(page: str) -> str:
 
 
 def main(folder: Path) -> None:
-    """Write all tables to a folder, and rewrite the pages' tables and pictures."""
-    for summary in SUMMARIES.values():
-        write_tables(summary, folder)
-    for name in ("table.png", "classes.png", "branches.png"):
-        shutil.copyfile(folder / name, STUDY / name)
+    """Write all tables to a folder, and rewrite the pages' tables and plots."""
+    for test, summary in SUMMARIES.items():
+        write_tables(replace(summary, test=RESOLUTIONS[test]), folder)
+    for name in ("table", "classes", "branches"):
+        shutil.copyfile(folder / f"{name}_{slug(RESOLUTIONS[FULL])}.png", STUDY / f"{name}.png")
     for page in PAGES:
         page.write_text(rebuild(page.read_text("utf-8")), "utf-8")
 

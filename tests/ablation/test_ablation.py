@@ -513,7 +513,7 @@ def test_damaged_records_are_named(name, content, tmp_path):
     ablation, runs = finished(tmp_path)
     path = runs / "a/seed0" / name
     path.write_text(content)
-    remedy = "Remove that file" if name == "cost.json" else rf"Remove {path.parent}: `crosscoop ablate` tests it anew"
+    remedy = "Remove that file" if name == "cost.json" else rf"Remove {path.parent}; `crosscoop ablate` then repeats"
     with pytest.raises(CrosscoopError, match=rf"(?s){path}: cannot be read .*, expected .*{remedy}"):
         summarise(ablation, runs)
 
@@ -543,7 +543,7 @@ def test_latex_prints_what_the_cells_say():
 def test_every_baseline_has_its_columns(tmp_path):
     ablation, runs = finished(tmp_path, baseline=["A", "C"])
     heading, _, a, b, c = write_tables(summarise(ablation, runs), runs)[0].read_text().splitlines()[2:7]
-    assert "| difference to A | p | difference to C | p |" in heading
+    assert "| difference from A | p | difference from C | p |" in heading
     assert "| 51.00 ± 1.00 | - | - | +10.00 (1 of 3) | - |" in a  # one seed in common with C
     assert "| 54.00 ± 1.00 | +3.00 ± 1.00 | 0.035 | +13.00 (1 of 3) | - |" in b
     assert "| 40.00 (1 of 3) | -10.00 (1 of 3) | - | - | - |" in c
@@ -561,7 +561,7 @@ def test_branches_of_every_pair(tmp_path):
     markdown, _, values, picture = write_tables(summarise(*finished(tmp_path)), tmp_path)[8:]
     shares = ("3.00", "4.00", "20.00", "5.00", "2.00", "10.00")
     assert f"| A | {' | '.join(f'{share} (1 of 3)' for share in shares)} |" in markdown.read_text()
-    assert "\n\nper cent of the labelled pixels (saves: the ensemble" in markdown.read_text()
+    assert "\n\n% of the labelled pixels (saves: the ensemble" in markdown.read_text()
     assert "| B & co" not in markdown.read_text()  # nobody has written how its branches differ
     assert values.read_text().splitlines()[1] == "A,0,0.03,0.04,0.2,0.05,0.02,0.1"
     assert picture.stat().st_size > 5000

@@ -100,7 +100,7 @@ def stop_at(monkeypatch, count):
 
 def test_labels_of_a_folder(go, predictor, photos, tmp_path):
     code, said = go(photos)
-    assert code == 0 and "4 written, 0 skipped (they exist), 0 failed" in said and str(tmp_path / "out") in said
+    assert code == 0 and "4 written, 0 skipped (already exist), 0 failed" in said and str(tmp_path / "out") in said
     assert names(tmp_path / "out") == [*(f"labels/{name}.png" for name in ("a", "b", "c", "sub/d.e")), "predict.json"]
     for name in ("a.png", "b.JPG", "c.webp", "sub/d.e.tif"):
         prediction = predictor(photos / name)
@@ -179,7 +179,7 @@ def test_lists(go, photos, tmp_path):
     listed = photos / "list.txt"
     listed.write_text(f"a.png\n\n{photos}/sub/d.e.tif\na.png\nmissing.png\n../elsewhere.png\n")
     code, said = go(listed)
-    assert code == 1 and "3 written, 0 skipped (they exist), 1 failed" in said
+    assert code == 1 and "3 written, 0 skipped (already exist), 1 failed" in said
     assert f"{photos / 'missing.png'}: got no such file" in said
     assert names(tmp_path / "out/labels") == ["elsewhere.png", "photos/a.png", "photos/sub/d.e.png"]
 
@@ -244,7 +244,7 @@ def test_a_second_run_goes_on(go, photos, tmp_path):
     kept.write_bytes(b"mine")
     removed.unlink()
     code, said = go(photos)
-    assert code == 0 and "1 written, 3 skipped (they exist), 0 failed" in said
+    assert code == 0 and "1 written, 3 skipped (already exist), 0 failed" in said
     assert kept.read_bytes() == b"mine" and removed.is_file()
     assert "4 written, 0 skipped" in go(photos, "--save labels,overlays")[1]  # only overlays are missing
     assert kept.read_bytes() == b"mine" and len(names(tmp_path / "out/overlays")) == 4
@@ -277,7 +277,7 @@ def test_unreadable_images_stop_nothing(go, photos, tmp_path):
     (photos / "0.png").write_text("no image")
     whole = (photos / "b.JPG").read_bytes()
     (photos / "b.JPG").write_bytes(whole[: len(whole) // 2])
-    for counts in ("3 written, 0 skipped (they exist), 2 failed", "0 written, 3 skipped (they exist), 2 failed"):
+    for counts in ("3 written, 0 skipped (already exist), 2 failed", "0 written, 3 skipped (they exist), 2 failed"):
         code, said = go(photos)
         assert code == 1 and counts in said
         failed = said[said.index("Failed:") :]

@@ -95,7 +95,7 @@ def test_report_holds_it(tested):
     crosscoop("report", folder / "run", "--output", folder / "report.html", "--num_images 0")
     page = (folder / "report.html").read_text()
     assert page.count('<th scope="row">mean dice</th>') == 1 and "<summary>dice per class</summary>" in page
-    assert "Validation mean dice in per cent" in page
+    assert "Validation mean dice (%)" in page
 
 
 def test_score_measures_it(tested):

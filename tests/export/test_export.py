@@ -199,7 +199,7 @@ def test_a_difference_is_found(run, refused, tmp_path, monkeypatch):
     (tmp_path / "best.pt2").write_text("earlier")
     monkeypatch.setattr(prepare, "fold_batch_norm", broken)
     code, said = refused(run / "best.ckpt", "--format torch_export --output", tmp_path / "best.pt2")
-    assert code == 1 and "differs from" in said and "largest difference of probabilities" in said
+    assert code == 1 and "differs from" in said and "largest difference between probabilities" in said
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt2"]
     assert (tmp_path / "best.pt2").read_text() == "earlier"
 
