@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Import a name only when it is asked for: torch comes along, which `crosscoop --help` does without."""
+        """Import a name on first use: most of them import torch, which would slow down `crosscoop --help`."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"crosscoop.{ELSEWHERE.get(name, 'network')}"), name)
@@ -41,7 +41,7 @@ ELSEWHERE = {
     "Objective": "training.objective",
     "SegmentationMetric": "evaluation.metrics",
 }
-"""Modules of the names that do not come from `crosscoop.network`."""
+"""The modules of those public names that are not defined in `crosscoop.network`."""
 
 __all__ = [
     "Branch",

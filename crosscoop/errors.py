@@ -1,8 +1,8 @@
-"""The one exception that a user's input can cause."""
+"""The exception for errors that users can cause."""
 
 
 class CrosscoopError(ValueError):
-    """Something the user gave does not fit; the message says what was got, what was expected, and the remedy.
+    """An error in the user's input; the message states what was found, what was expected, and the remedy.
 
-    The command line prints it as one message without a stack trace and exits with code 2.
+    The command line prints the message without a stack trace and exits with code 2.
     """

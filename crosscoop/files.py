@@ -1,4 +1,4 @@
-"""Files found and written completely or not at all, and values read from or shown to users: the ground floor."""
+"""Helpers for every other module: find, read and write files, and format values for users."""
 
 import json
 import os
@@ -26,16 +26,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path` that replaces it when the block succeeds, and is removed otherwise.
 
     Args:
-        path: The file that appears completely or not at all; its folder is created.
+        path: The file to write, completely or not at all; its folder is created if necessary.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")  # machines that share a folder share pids
+    temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")  # process ids repeat across machines
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.errno:  # PIL's own have none
-            error.filename = error.filename or str(path)  # a full disk names none
+        if error.errno:  # PIL raises some without one
+            error.filename = error.filename or str(path)  # a full disk leaves it unset
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
-    """Write YAML atomically: other workers may be reading it."""
+    """Write YAML atomically, because other workers may be reading it."""
     with replacing(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
@@ -57,7 +57,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file contains.
 
     Raises:
-        CrosscoopError: The file cannot be read, or contains something else.
+        CrosscoopError: The file cannot be read, or does not contain a mapping.
     """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -70,13 +70,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def expanded(value: Any) -> Any:
-    """Resolve `~` and environment variables in every string of a configuration, as a shell does in its words.
+    """Resolve `~` and environment variables in every string of a configuration, as a shell does.
 
     Args:
-        value: A string, or lists, mappings and namespaces of such; namespaces are changed in place.
+        value: A string, or lists, mappings and namespaces of strings; namespaces are changed in place.
 
     Raises:
-        CrosscoopError: A path names a variable that is not set, or a user without a home folder.
+        CrosscoopError: A path contains a variable that is not set, or refers to a user without a home folder.
     """
     if isinstance(value, Namespace):
         vars(value).update({key: expanded(entry) for key, entry in vars(value).items()})
@@ -90,38 +90,40 @@ def expanded(value: Any) -> Any:
     def variable(found: re.Match[str]) -> str:
         name = found[1] or found[2]
         if name not in os.environ and (value.startswith("$") or "/" in value):
-            raise CrosscoopError(f"got {value}, but the environment variable {name} is not set. Set it, or correct it.")
+            raise CrosscoopError(
+                f"got {value}, but the environment variable {name} is not set. Set it, or correct the path."
+            )
         return os.environ.get(name, found[0])
 
     try:
         text = HOME.sub(lambda found: str(Path(found[0]).expanduser()), value, count=1) if value[:1] == "~" else value
     except RuntimeError as error:
-        raise CrosscoopError(f"got {value}: {error}. Give the path of the home folder itself.") from error
+        raise CrosscoopError(f"got {value}: {error}. Write the path of the home folder in full.") from error
     return VARIABLE.sub(variable, text)
 
 
 def include_yaml(value: Any, folder: Path, above: tuple[Path, ...] = ()) -> Any:
-    """Replace the name of every YAML file in a configuration by what that file contains.
+    """Replace each name of a YAML file in a configuration with the contents of that file.
 
     Args:
         value: The configuration, or a part of it.
-        folder: What the names are relative to.
-        above: The files that the value lies in.
+        folder: The folder that the names are relative to.
+        above: The files that include this value.
 
     Raises:
-        CrosscoopError: A file cannot be read, holds something other than a mapping, or includes itself.
+        CrosscoopError: A file cannot be read, does not contain a mapping, or includes itself.
     """
     if isinstance(value, dict):
         return {key: include_yaml(entry, folder, above) for key, entry in value.items()}
     if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (path := (folder / value).resolve()).is_file():
         if path in above:
-            raise CrosscoopError(f"{path}: got a file that includes itself, expected a chain of files that ends.")
+            raise CrosscoopError(f"{path}: got a file that includes itself, expected no cycle. Remove the include.")
         return include_yaml(load_yaml(path), path.parent, (*above, path))
     return value
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: 40 s, 12 min, 3 h 05 min."""
+    """Return a duration as text: 40 s, 12 min, 3 h 05 min."""
     if seconds < 90:
         return f"{seconds:.2g} s"
     minutes = round(seconds / 60)
@@ -129,14 +131,14 @@ def duration(seconds: float) -> str:
 
 
 def scan(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """Find the files below a folder, sorted.
+    """Return the files below a folder, sorted.
 
-    Links to folders are followed, but never back into a folder that they lie in. Hidden files and folders, which
-    Jupyter, macOS and file managers leave behind, are left out; broken links are not, so that they are missed.
+    Links to folders are followed, except into a folder that contains them. Hidden files and folders, such as those
+    that Jupyter, macOS and file managers create, are skipped. Broken links are included, so that they are reported.
 
     Args:
-        folder: The folder; a hidden one, too. Nothing is found if it does not exist.
-        pattern: A glob relative to it, in which `**` stands for any number of folders.
+        folder: The folder, which may itself be hidden. If it does not exist, the list is empty.
+        pattern: A glob pattern relative to it; `**` matches any number of folders.
 
     Raises:
         CrosscoopError: A folder cannot be listed.
@@ -145,7 +147,7 @@ def scan(folder: Path, pattern: str = "**/*") -> list[Path]:
 
 
 def _scan(folder: Path, pattern: Sequence[str], above: frozenset[str]) -> Iterator[Path]:
-    """Find what fits the pattern's parts below a folder, which is reached from the real folders `above` it."""
+    """Yield the files below a folder that match the parts of a pattern; `above` are the resolved folders above it."""
     first, *rest = pattern
     if first == "**":
         yield from _scan(folder, rest or ["*"], above)
@@ -167,21 +169,21 @@ def _scan(folder: Path, pattern: Sequence[str], above: frozenset[str]) -> Iterat
 
 @cache
 def note(message: str) -> None:
-    """Print a note to standard error, once, and in the first of several processes only.
+    """Print a note to standard error: once, and only in the first of several processes.
 
     Args:
-        message: What is worth knowing, although the work goes on.
+        message: What the user should know, although it is not an error.
     """
     if not any(int(os.environ.get(name) or 0) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         print(f"Note: {message}", file=sys.stderr)
 
 
 def shorten(items: Iterable[object], count: int = 3) -> str:
-    """Return the first items as text, and how many more there are.
+    """Return the first items as text, followed by the number of the others.
 
     Args:
-        items: What to name, in order.
-        count: How many to name.
+        items: The items, in order.
+        count: How many items to include.
     """
     texts = [str(item) for item in items]
     more = len(texts) - count

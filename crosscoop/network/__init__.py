@@ -1,4 +1,4 @@
-"""The network, box by box as in the paper's figures 2 to 4."""
+"""The network, with one module per box of the paper's figures 2 to 4."""
 
 from crosscoop.network.branch import Branch, Point, Walk
 from crosscoop.network.cooperative import CooperativeNetwork

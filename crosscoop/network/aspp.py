@@ -9,7 +9,7 @@ from crosscoop.network.layers import ConvNormAct, resize
 
 
 class ImagePooling(nn.Module):
-    """The image-level layer of ASPP: global mean, 1x1 convolution, spread over the map again.
+    """The image-level layer of ASPP: global average pooling, 1x1 convolution, upsampling to the map's size.
 
     Args:
         in_channels: Channels of the input.
@@ -26,13 +26,13 @@ class ImagePooling(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Five parallel layers, concatenated and projected.
+    """Five parallel layers whose outputs are concatenated and projected.
 
     Args:
         in_channels: Channels of `high`.
         out_channels: Channels of each layer and of the output.
         rates: Atrous rates of the three 3x3 layers: 6, 12, 18 at output stride 16, doubled at 8.
-        separable: Depthwise-separable 3x3 convolutions.
+        separable: Use depthwise-separable 3x3 convolutions.
     """
 
     layers: Sequence[nn.Module]

@@ -1,4 +1,4 @@
-"""The backbone: any timm network that has a feature at stride 4."""
+"""The backbone: any timm network with a feature map at stride 4."""
 
 import difflib
 import importlib
@@ -17,41 +17,41 @@ from torch.nn import functional
 from crosscoop.errors import CrosscoopError
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-"""Of what a network may want height and width to be a multiple; padding to more would mostly compute padding."""
+"""Numbers of which a network may require height and width to be multiples; more would mean computing mostly padding."""
 
 PROBE = (97, 131)
-"""Height and width of the image on which a network is tried; odd multiples of nearly all of these, rounded up."""
+"""Height and width of the image that a network is tried on; rounded up, odd multiples of nearly all `MULTIPLES`."""
 
 
 class Backbone(nn.Module):
-    """A timm network that turns an image into the features `low` (stride 4) and `high` (the output stride).
+    """A timm network that computes the features `low` (stride 4) and `high` (the output stride) of an image.
 
-    It normalises its own input: two backbones of one network may have been pretrained with different statistics
-    (timm's `xception65.tf_in1k` with mean 0.5, `resnet101.*` with ImageNet's).
+    It normalises its input itself, because the backbones of one network may have been pretrained with different
+    statistics (timm's `xception65.tf_in1k` with mean 0.5, `resnet101.*` with ImageNet's).
 
-    Images of any size go in: those for networks that take only multiples of some number are padded to the right and at
-    the bottom, by zeros, and the features of the padding are cut off.
+    Images may have any size. If the network accepts only multiples of some number, they are padded with zeros on the
+    right and at the bottom, and the features of the padding are cropped.
 
     Args:
         name: timm name (`resnet101.tv_in1k`), or `module:name` for a network that the module registers with timm
             when it is imported.
-        output_stride: Stride of `high`; timm dilates the stages behind it.
-        depth: Number of halvings after which to stop (4: stride 16); None for the whole network. For networks
-            that cannot dilate.
-        pretrained: True for timm's own download, False for random weights, or a local `.safetensors` or `.pth`
-            file in timm's format.
+        output_stride: Stride of `high`; timm dilates the later stages.
+        depth: Number of halvings after which to stop (4 means stride 16), for networks that cannot dilate; None for
+            the complete network.
+        pretrained: True to download timm's weights, False for random weights, or the path of a local `.safetensors`
+            or `.pth` file in timm's format.
 
     Attributes:
         low_channels: Channels of `low`.
         high_channels: Channels of `high`.
         stride: Stride of `high`.
-        multiple: What the height and width of the network's input are padded to a multiple of.
-        normalisation: Mean and standard deviation that the input is normalised with, by `mean` and `std`; a list, as
-            several backbones may stand in one's place.
+        multiple: Height and width of the network's input are padded to multiples of this number.
+        normalisation: The `mean` and `std` with which the input is normalised; a list, because `SummedBackbones` has
+            several.
 
     Raises:
         CrosscoopError: The name is unknown, the network has no feature at stride 4, cannot dilate to the output
-            stride or takes only images of one size, or the weights do not fit.
+            stride or accepts only images of certain sizes, or the weights do not fit.
     """
 
     mean: Tensor
@@ -67,14 +67,14 @@ class Backbone(nn.Module):
         super().__init__()
         download = pretrained is True
         options: dict[str, Any] = {}
-        swin = name.rpartition(":")[2].startswith("swin")  # some of them cut incomplete patches off
+        swin = name.rpartition(":")[2].startswith("swin")  # some of them drop incomplete patches
         if swin:
-            options["strict_img_size"] = False  # else it takes only images of its pretraining's size
+            options["strict_img_size"] = False  # otherwise it accepts only the size of its pretraining
         if depth is None or 2**depth > output_stride:
             options["output_stride"] = output_stride
         if depth is not None:
             known = _create(name, False, options).feature_info
-            skipped = int(math.log2(known.reduction()[0])) - 1  # halvings before the first feature's own
+            skipped = int(math.log2(known.reduction()[0])) - 1  # halvings before that of the first feature
             if not 2 <= depth <= skipped + len(known.out_indices):
                 raise CrosscoopError(
                     f"Backbone {name!r}: got depth {depth}, expected 2 to {skipped + len(known.out_indices)} halvings."
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         if strides[-1] != output_stride:
             raise CrosscoopError(
                 f"Backbone {name!r} ends at stride {strides[-1]}, expected output stride {output_stride}. "
-                f"Set depth to {int(math.log2(output_stride))} for this branch, or another network.output_stride."
+                f"Set depth to {int(math.log2(output_stride))} for this branch, or change network.output_stride."
             )
         self.low_index = strides.index(4)
         self.low_channels, self.high_channels, self.stride = channels[self.low_index], channels[-1], strides[-1]
@@ -110,33 +110,33 @@ class Backbone(nn.Module):
             image: `(N, 3, H, W)` RGB in [0, 1].
 
         Returns:
-            `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, sizes
-            rounded as the backbone does, or up where it is padded.
+            `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`. Sizes are
+            rounded as the network rounds them, or up where the input is padded.
         """
         height, width = image.shape[-2:]
-        image = ((image - self.mean) / self.std).to(self.mean.dtype)  # the network's, under true precision
+        image = ((image - self.mean) / self.std).to(self.mean.dtype)  # the network's dtype, under true precision
         if self.multiple > 1:
             image = functional.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
         features = self.network(image)
         low, high = features[self.low_index], features[-1]
         if self.channels_last:
             low, high = low.permute(0, 3, 1, 2), high.permute(0, 3, 1, 2)
-        if self.multiple > 4:  # else the features are no larger
+        if self.multiple > 4:  # otherwise the features are not too large
             low, high = _crop(low, height, width, 4), _crop(high, height, width, self.stride)
         return low, high
 
 
 def _crop(feature: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Cut a feature to an image's size at a stride, rounded up.
+    """Crop a feature to an image's size at a stride, rounded up.
 
-    By indices, as a slice's end would be compared with the size, which an export with dynamic shapes cannot prove.
+    By indices, because a slice would compare its end with the size, which an export with dynamic shapes cannot prove.
     """
     rows, columns = (torch.arange((side - 1) // stride + 1, device=feature.device) for side in (height, width))
     return feature.index_select(2, rows).index_select(3, columns)
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    """Create timm's feature network, with errors that speak of our options."""
+    """Create timm's feature network, with errors that refer to the options of this package."""
     module, _, timm_name = name.rpartition(":")
     if module:
         try:
@@ -147,8 +147,8 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             ) from error
     if not timm.is_model(timm_name):
         similar = difflib.get_close_matches(timm_name.partition(".")[0], timm.list_models(), n=8)
-        hint = f"Similar ones: {', '.join(similar)}." if similar else "`timm.list_models()` lists the known ones."
-        raise CrosscoopError(f"timm knows no network {timm_name!r} (network.branches). {hint}")
+        hint = f"Similar names: {', '.join(similar)}." if similar else "`timm.list_models()` lists all names."
+        raise CrosscoopError(f"network.branches: got {timm_name!r}, expected the name of a timm network. {hint}")
     try:
         timm.get_pretrained_cfg(timm_name)
     except RuntimeError as error:
@@ -167,19 +167,19 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
         if not pretrained:
             raise
         raise CrosscoopError(
-            f"The pretrained weights of {timm_name!r} could not be had: {error}. On a machine without network, set "
+            f"The pretrained weights of {timm_name!r} could not be downloaded: {error}. Without internet access, set "
             "network.pretrained to a local .safetensors or .pth file, or to false."
         ) from error
 
 
 def _multiple(network: Any, name: str, least: int) -> int:
-    """Find the least number that a network wants height and width to be a multiple of, by trying.
+    """Find the smallest number of which a network requires height and width to be multiples, by trial.
 
-    It is tried on the meta device, which computes shapes only. That does not show what depends on values, such as an
-    index into a table, so a network that timm says to be of fixed size is also tried in earnest.
+    The trials run on the meta device, which computes shapes only. They cannot reveal what depends on values, such as
+    an index into a table, so a network that timm declares to be of fixed size is also run on the CPU.
 
     Raises:
-        CrosscoopError: It takes only images of some sizes.
+        CrosscoopError: The network accepts only images of certain sizes.
     """
     tensors = {key: tensor.to("meta") for key, tensor in (*network.named_parameters(), *network.named_buffers())}
     config = network.pretrained_cfg
@@ -189,7 +189,7 @@ def _multiple(network: Any, name: str, least: int) -> int:
         image = torch.zeros(1, 3, *(side + -side % multiple for side in size), device=device)
         try:
             functional_call(network, tensors if device == "meta" else {}, image)
-        except Exception:  # an assertion, shapes that do not fit, or whatever else a network raises
+        except Exception:  # a failed assertion, mismatched shapes, or whatever else a network raises
             return False
         return True
 
@@ -202,27 +202,27 @@ def _multiple(network: Any, name: str, least: int) -> int:
                 if takes(PROBE, multiple) and (not fixed or takes([side + 1 for side in own], multiple, "cpu")):
                     return multiple
             if not takes(own):
-                return least  # it cannot be tried in this way
+                return least  # it does not run on the meta device
     finally:
         network.train(training)
     raise CrosscoopError(
-        f"Backbone {name!r} takes only images of some sizes, such as {own[0]} x {own[1]}, expected one that takes any. "
-        "Choose another in network.branches, such as a ResNet, an HRNet or a ConvNeXt."
+        f"Backbone {name!r} accepts only images of certain sizes, such as {own[0]} x {own[1]}; expected one that "
+        "accepts any size. Choose another in network.branches, such as a ResNet, an HRNet or a ConvNeXt."
     )
 
 
 def _load_file(network: nn.Module, name: str, path: Path) -> None:
-    """Load a local weights file in timm's format; every tensor of the network must be in it, at its shape."""
+    """Load a local weights file in timm's format, which must contain every tensor of the network in its shape."""
     if not path.is_file():
         raise CrosscoopError(
-            f"network.pretrained: no file {path}; expected the weights of {name!r} as .safetensors or .pth."
+            f"network.pretrained: {path} does not exist; expected the weights of {name!r} as .safetensors or .pth."
         )
     try:
         given = {_flat(key): value for key, value in load_state_dict(str(path), weights_only=True).items()}
     except Exception as error:
         raise CrosscoopError(
             f"network.pretrained: {path} cannot be read as weights: {error}. Expected a .safetensors or .pth file "
-            "that holds a state dict."
+            "that contains a state dict."
         ) from error
     wanted = cast(dict[str, Tensor], network.state_dict())
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
@@ -236,16 +236,16 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
         unknown = sorted(set(given) - {_flat(key) for key in wanted})
         differences = [
             f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-            for what, keys in (("missing", missing), ("of another shape", wrong), ("not of this network", unknown))
+            for what, keys in (("missing", missing), ("with another shape", wrong), ("not in this network", unknown))
             if keys
         ]
         raise CrosscoopError(
-            f"network.pretrained: {path} does not fit backbone {name!r}: {'; '.join(differences)}. Give the file "
+            f"network.pretrained: {path} does not fit backbone {name!r}: {'; '.join(differences)}. Use the file "
             "that timm published for this name."
         )
     network.load_state_dict({key: given.get(_flat(key), value) for key, value in wanted.items()})
 
 
 def _flat(key: str) -> str:
-    """A key's name under which timm's plain and feature networks agree (`layers.0.weight`, `layers_0.weight`)."""
+    """Return a key's name that timm's plain and feature networks share (`layers.0.weight`, `layers_0.weight`)."""
     return key.replace(".", "_")

@@ -1,4 +1,4 @@
-"""The contract of a branch: a walk from the image to the logits that pauses at its exchange points."""
+"""The interface of a branch: a walk from the image to the logits that pauses at its exchange points."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
@@ -11,7 +11,7 @@ from crosscoop.network.backbone import Backbone
 from crosscoop.network.summed import SummedBackbones
 
 Walk: TypeAlias = Generator[Tensor, Tensor, None]
-"""Yields the map of each exchange point and takes back what came of it; the logits are its last yield."""
+"""A generator that yields the map at each exchange point and receives its replacement; it yields the logits last."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Point:
 
     Attributes:
         name: Its name, unique in the branch (`aspp2`).
-        group: What connection strategies call it together with its like (`aspp`).
-        channels: Channels of the map there.
+        group: The name by which connection strategies refer to it and similar points (`aspp`).
+        channels: Channels of its map.
     """
 
     name: str
@@ -30,14 +30,14 @@ class Point:
 
 
 class Branch(nn.Module, ABC):
-    """One complete segmentation network, usable alone and unaware that it may cooperate.
+    """A complete segmentation network, usable alone and independent of any cooperation.
 
-    A branch of another shape is a subclass that tells its `walk` and declares the points at which it pauses, in their
-    order. In YAML: `{backbone: NAME, class_path: my_file.MyBranch, init_args: {...}}`; its constructor takes the
-    backbone and the number of classes first.
+    For another architecture, write a subclass that implements `walk` and declares the points at which it pauses, in
+    order. In YAML: `{backbone: NAME, class_path: my_file.MyBranch, init_args: {...}}`; the first two arguments of its
+    constructor are the backbone and the number of classes.
 
     Attributes:
-        backbone: Turns the image into `low` and `high`; trains at the learning rate of backbones.
+        backbone: Computes `low` and `high` from the image; is trained with the learning rate of backbones.
         points: The exchange points.
     """
 
@@ -46,19 +46,19 @@ class Branch(nn.Module, ABC):
 
     @abstractmethod
     def walk(self, image: Tensor, upsample: bool = True) -> Walk:
-        """Segment step by step.
+        """Segment an image step by step.
 
         Args:
             image: `(N, 3, H, W)` RGB in [0, 1], any size.
-            upsample: False leaves the logits at the resolution at which they are computed.
+            upsample: False keeps the logits at the resolution at which they are computed.
 
         Yields:
-            The map of each of `points`, `(N, channels, h, w)`, in exchange for what came of it; last of all the
+            The map at each of `points`, `(N, channels, h, w)`, whose replacement is sent back; and finally the
             logits, `(N, num_classes, H, W)`.
         """
 
     def forward(self, image: Tensor, upsample: bool = True) -> Tensor:
-        """Segment `(N, 3, H, W)` RGB in [0, 1] alone: every map comes back as it was."""
+        """Segment `(N, 3, H, W)` RGB in [0, 1] without cooperation: every map is sent back unchanged."""
         walk = self.walk(image, upsample)
         feature = next(walk)
         for _ in self.points:

@@ -1,4 +1,4 @@
-"""The cooperative network: it drives its branches' walks in lock-step, with exchanges between the steps (figure 4)."""
+"""The cooperative network: branches that advance in lockstep, with exchanges between the steps (figure 4)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,15 +15,15 @@ class CooperativeNetwork(nn.Module):
     """Branches that exchange feature maps (Ikedo and Hotta, VISAPP 2022).
 
     Args:
-        branches: The branches, top first; any number. One alone is the single-network baseline.
+        branches: Any number of branches, top first. A single one is the single-network baseline.
         strategy: Which exchange points are connected, and in which direction.
-        fusion: Makes a fusion operator from a number of channels.
+        fusion: Creates a fusion operator for a number of channels.
 
     Attributes:
         exchanges: The exchange at each connected point, by the point's name.
 
     Raises:
-        CrosscoopError: The strategy connects a single branch, or at points that not every branch has.
+        CrosscoopError: The strategy connects a single branch, or points that some branch lacks.
     """
 
     branches: Sequence[Branch]
@@ -44,7 +44,7 @@ class CooperativeNetwork(nn.Module):
 
         Args:
             image: `(N, 3, H, W)` RGB in [0, 1], any size.
-            upsample: False leaves the logits at the resolution at which they are computed (`H/4, W/4`), which is
+            upsample: False keeps the logits at the resolution at which they are computed (`H/4, W/4`), which is
                 enough for `upsampled_labels`.
 
         Returns:
@@ -55,16 +55,16 @@ class CooperativeNetwork(nn.Module):
     def forward_maps(
         self, image: Tensor, names: Sequence[str] = (), upsample: bool = True
     ) -> tuple[list[Tensor], dict[str, dict[int, Tensor]]]:
-        """Segment with every branch, and keep the maps of some exchange points.
+        """Segment with every branch, and keep the maps at some exchange points.
 
         Args:
             image: `(N, 3, H, W)` RGB in [0, 1], any size.
-            names: The points whose maps to keep.
+            names: Names of the points whose maps are kept.
             upsample: See `forward`.
 
         Returns:
-            The logits of each branch; and, by a point's name, the map of each branch that has the point, by the
-            branch's number, as the exchange left it.
+            The logits of each branch; and the maps after the exchange, by the point's name and then by the index of
+            each branch that has the point.
         """
         walks = [branch.walk(image, upsample) for branch in self.branches]
         features = [next(walk) for walk in walks]
@@ -79,16 +79,16 @@ class CooperativeNetwork(nn.Module):
 
 
 def connected(branches: Sequence[Branch], strategy: Strategy) -> list[str]:
-    """Names of the points that a strategy connects, in the order of the walks.
+    """Return the names of the points that a strategy connects, in the order of the walks.
 
     Raises:
-        CrosscoopError: It connects a single branch, or at points that not every branch has.
+        CrosscoopError: There is one branch only, or a point is missing from some branch.
     """
     if not strategy.points:
         return []
     if len(branches) < 2:
         raise CrosscoopError(
-            f"network.strategy connects branches at {', '.join(strategy.points)}, but there is one branch only. Name "
+            f"network.strategy connects branches at {', '.join(strategy.points)}, but there is only one branch. List "
             "two or more in network.branches, or set network.strategy to none."
         )
     first, *others = [[(point.name, point.group) for point in branch.points] for branch in branches]
@@ -96,25 +96,27 @@ def connected(branches: Sequence[Branch], strategy: Strategy) -> list[str]:
     known = list(dict.fromkeys(group for _, group in shared)) + [name for name, group in shared if name != group]
     if unknown := [point for point in strategy.points if point not in known]:
         raise CrosscoopError(
-            f"network.strategy: got the points {', '.join(unknown)}, expected a list out of those that all branches "
+            f"network.strategy: got the points {', '.join(unknown)}, expected only points that all branches "
             f"have: {', '.join(known)}."
         )
     names = [name for name, group in shared if {name, group} & set(strategy.points)]
     for other in others:
         if names != [name for name, _ in other if name in names]:
-            raise CrosscoopError(f"network.branches pass {', '.join(names)} in different orders; expected the same.")
+            raise CrosscoopError(
+                f"network.branches pass {', '.join(names)} in different orders; expected the same order in each."
+            )
     return names
 
 
 def schedule(branches: Sequence[Branch], connected: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    """Say who takes the next step: together at shared points, else each branch by itself.
+    """Yield which branches advance in each step: together at shared points, otherwise each by itself.
 
     Args:
         branches: The branches.
         connected: Names of the connected points, which all branches pass in this order.
 
     Yields:
-        A point's name, and the numbers of the branches that leave it.
+        A point's name, and the indices of the branches that advance from it.
     """
     names = [[point.name for point in branch.points] for branch in branches]
     if all(other == names[0] for other in names):

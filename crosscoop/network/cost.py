@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds."""
+"""The cost of a network: parameters and multiply-adds."""
 
 import copy
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from crosscoop.network.outputs import branch_names
 
 @dataclass(frozen=True)
 class PartCost:
-    """What a part of a network costs.
+    """The cost of a part of a network.
 
     Attributes:
         parameters: Number of its parameters.
@@ -34,8 +34,8 @@ def count_macs(module: nn.Module, image: Tensor) -> int:
     """Count the multiply-adds of a module's convolutions and matrix products.
 
     Args:
-        module: A network, a branch or a backbone; a batch norm in training mode would learn from the image.
-        image: `(N, 3, H, W)`, on the module's device; on `meta` nothing is computed.
+        module: A network, a branch or a backbone, in evaluation mode: otherwise batch norm updates its statistics.
+        image: `(N, 3, H, W)`, on the module's device; on `meta`, nothing is computed.
     """
     with FlopCounterMode(display=False) as counter:
         module(image)
@@ -43,7 +43,7 @@ def count_macs(module: nn.Module, image: Tensor) -> int:
 
 
 def without_weights(network: CooperativeNetwork) -> CooperativeNetwork:
-    """Return a copy in evaluation mode on the device `meta`, which takes no memory and computes nothing."""
+    """Return a copy in evaluation mode on the device `meta`, which uses no memory and computes nothing."""
     weights = {
         id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=False) for parameter in network.parameters()
     }
@@ -52,7 +52,7 @@ def without_weights(network: CooperativeNetwork) -> CooperativeNetwork:
 
 
 def cost_by_part(network: CooperativeNetwork, height: int, width: int) -> dict[str, PartCost]:
-    """Count what each backbone, each head (the rest of its branch), the exchanges and all together cost.
+    """Count the cost of each backbone, each head (the rest of its branch), the exchanges and the complete network.
 
     Args:
         network: The network.
@@ -60,7 +60,7 @@ def cost_by_part(network: CooperativeNetwork, height: int, width: int) -> dict[s
         width: Its width.
 
     Returns:
-        The costs by the part's name, the whole network last. Multiply-adds are None for every part if one of its
+        The costs by the part's name, the complete network last. Multiply-adds are None for every part if one of its
         modules cannot run on the device `meta`.
     """
     parameters = {"total": count_parameters(network)}
@@ -73,7 +73,7 @@ def cost_by_part(network: CooperativeNetwork, height: int, width: int) -> dict[s
         macs["total"] = count_macs(twin, image)
         for name, branch in zip(branches, twin.branches, strict=True):
             macs |= {name: count_macs(branch, image), f"{name}: backbone": count_macs(branch.backbone, image)}
-    except Exception:  # an operator of the user's may look at the values of a map
+    except Exception:  # a user-defined operator may depend on the values of a map
         macs.clear()
 
     def rest(whole: str, *parts: str) -> PartCost:

@@ -1,4 +1,4 @@
-"""A network from names, in the manner of `timm.create_model`."""
+"""Creation of a network from the names of its parts, similar to `timm.create_model`."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -29,26 +29,26 @@ def create_network(
     """Create a cooperative network from the names of its parts.
 
     Args:
-        branches: The backbone of each branch, top first, by timm name; `module:name` for one that the module registers
-            with timm. `{backbone: NAME, depth: 4}` stops a backbone that cannot dilate after 4 halvings;
+        branches: The timm name of each branch's backbone, top first; `module:name` for one that the module registers
+            with timm. `{backbone: NAME, depth: 4}` stops after 4 halvings, for backbones that cannot dilate;
             `{backbone: [NAME, NAME]}` sums the features of several backbones in front of one ASPP and decoder;
-            `{backbone: NAME, class_path: my_file.MyBranch, init_args: {...}}` is a `crosscoop.Branch` of your own.
+            `{backbone: NAME, class_path: my_file.MyBranch, init_args: {...}}` is your own `crosscoop.Branch`.
         num_classes: Channels of the logits.
         strategy: none, one_way, cross, cross_c1, cross_c2 or cross_c1_c2; or the import path of your own
             `crosscoop.Strategy`, or its fields: `{points: [aspp, decoder], direction: both}`.
         fusion: add, average, concat, gate or cross_stitch; or the class path of your own `crosscoop.Fusion`, with
             arguments as `{class_path: my_file.MyFusion, init_args: {...}}`.
         output_stride: Stride of the backbones' output, 8 or 16; the atrous rates of ASPP follow it.
-        pretrained: true for timm's download of ImageNet weights, false for random ones, the path of a local
-            `.safetensors` or `.pth` file, or a list with one of these for each branch (a list again for one of
+        pretrained: true to download timm's ImageNet weights, false for random ones, the path of a local
+            `.safetensors` or `.pth` file, or a list with one of these per branch (a nested list for a branch with
             several backbones).
         channels: Channels of ASPP and decoder.
-        separable: Depthwise-separable instead of dense 3x3 convolutions in ASPP and decoder.
-        atrous_rates: Rates of ASPP's three 3x3 convolutions at output stride 16, doubled at 8; smaller ones for crops
-            much below 513, on whose maps a rate of 12 or 18 sees nothing but padding.
+        separable: Use depthwise-separable instead of dense 3x3 convolutions in ASPP and decoder.
+        atrous_rates: Rates of ASPP's three 3x3 convolutions at output stride 16, doubled at 8; reduce them for crops
+            much smaller than 513, where a rate of 12 or 18 reaches only padding.
 
     Raises:
-        CrosscoopError: A name is unknown, the strategy does not fit the number of branches, a backbone cannot give the
+        CrosscoopError: A name is unknown, the strategy does not fit the branches, a backbone does not support the
             output stride, or a weights file does not fit.
     """
     if not branches or isinstance(branches, str):
@@ -60,7 +60,7 @@ def create_network(
     if len(pretrained) != len(branches):
         raise CrosscoopError(
             f"network.pretrained: got {len(pretrained)} entries for {len(branches)} branches; expected one for all, or "
-            "one for each."
+            "one per branch."
         )
     connections, operator = get_strategy(strategy), get_fusion(fusion)
     if len(atrous_rates) != 3 or any(rate < 1 for rate in atrous_rates):
@@ -71,8 +71,8 @@ def create_network(
         fields: dict[str, Any] = {"backbone": branch} if isinstance(branch, str) else branch
         if "backbone" not in fields or set(fields) - {"backbone", "depth", "class_path", "init_args"}:
             raise CrosscoopError(
-                f"network.branches: got fields {sorted(fields)} of a branch, expected backbone and, if need be, depth, "
-                "class_path and init_args."
+                f"network.branches: got a branch with the fields {sorted(fields)}, expected backbone and, optionally, "
+                "depth, class_path and init_args."
             )
         networks.append(_branch(fields, _backbone(fields, output_stride, weights), num_classes, heads))
     return CooperativeNetwork(networks, connections, operator)
@@ -81,7 +81,7 @@ def create_network(
 def _branch(
     fields: dict[str, Any], backbone: Backbone | SummedBackbones, num_classes: int, heads: dict[str, Any]
 ) -> Branch:
-    """Build a branch: DeepLabV3+ with the options that all heads share, or the user's own with its arguments."""
+    """Create a branch: DeepLabV3+ with the options that all heads share, or a user-defined one with its arguments."""
     name, arguments = fields.get("class_path", "deeplabv3plus"), fields.get("init_args") or {}
     branch = find(name, {"deeplabv3plus": DeepLabV3Plus}, "network.branches")
     if not (isinstance(branch, type) and issubclass(branch, Branch)):
@@ -90,8 +90,8 @@ def _branch(
         return branch(backbone, num_classes, **({**heads, **arguments} if branch is DeepLabV3Plus else arguments))
     except TypeError as error:
         raise CrosscoopError(
-            f"network.branches: got init_args {arguments} ({error}), expected those of {name}{signature(branch)}, "
-            "without backbone and num_classes, which come first."
+            f"network.branches: got init_args {arguments} ({error}), expected arguments of {name}{signature(branch)}, "
+            "except backbone and num_classes, which are set automatically."
         ) from error
 
 

@@ -7,13 +7,13 @@ from crosscoop.network.layers import ConvNormAct, resize
 
 
 class Decoder(nn.Module):
-    """Refines the context with the detail of `low` in three layers.
+    """Three layers that refine the context with the detail of `low`.
 
     Args:
         low_channels: Channels of `low`.
         channels: Channels of the context and of the output.
         projected_channels: Channels that `low` is projected to.
-        separable: Depthwise-separable 3x3 convolutions.
+        separable: Use depthwise-separable 3x3 convolutions.
     """
 
     def __init__(
@@ -26,6 +26,6 @@ class Decoder(nn.Module):
         self.second = ConvNormAct(channels, channels, 3, separable=separable)
 
     def join(self, detail: Tensor, context: Tensor) -> Tensor:
-        """The first convolution, on the projected `low` and the context upsampled to its size."""
+        """Apply the first convolution to the projected `low` and the context, upsampled to its size."""
         feature: Tensor = self.first(torch.cat([detail, resize(context, detail.shape[-2:])], dim=1))
         return feature

@@ -16,10 +16,10 @@ class DeepLabV3Plus(Branch):
     """Backbone, ASPP, decoder and classifier, with the exchange points of the paper.
 
     Args:
-        backbone: Gives `low` and `high`.
+        backbone: Computes `low` and `high`.
         num_classes: Channels of the logits.
         channels: Channels of ASPP and decoder.
-        separable: Depthwise-separable 3x3 convolutions in ASPP and decoder.
+        separable: Use depthwise-separable 3x3 convolutions in ASPP and decoder.
         atrous_rates: Rates of ASPP's three 3x3 convolutions at output stride 16; doubled at 8.
     """
 
@@ -47,7 +47,7 @@ class DeepLabV3Plus(Branch):
         ]
 
     def walk(self, image: Tensor, upsample: bool = True) -> Walk:
-        """Segment step by step; see `Branch.walk`. Without `upsample` the logits have the stride of `low`, 4."""
+        """Segment an image step by step; see `Branch.walk`. Without `upsample`, the logits have stride 4."""
         low, high = self.backbone(image)
         high = yield high
         layers = []

@@ -10,13 +10,13 @@ from crosscoop.network.strategy import Strategy
 
 
 class Connection(nn.Module):
-    """A path from one branch into another: fit the received map to the receiver's own one, then fuse.
+    """A connection from one branch to another: it adapts the received map to the receiver's own and fuses both.
 
     Args:
         channels: Channels of the receiver's map.
         received_channels: Channels of the sender's map; a 1x1 convolution projects them where they differ.
-        fusion: Makes the fusion operator.
-        detach: Whether gradients stop here.
+        fusion: Creates the fusion operator.
+        detach: Stop gradients at this connection.
     """
 
     def __init__(self, channels: int, received_channels: int, fusion: FusionFactory, detach: bool) -> None:
@@ -35,10 +35,10 @@ class Connection(nn.Module):
 
 
 class Receiver(nn.Module):
-    """One branch at an exchange point: it merges what it receives, in the senders' order.
+    """A branch at an exchange point: it merges the maps that it receives, in the senders' order.
 
     Args:
-        connections: The connection from each sender, by the sender's number; none for a branch that only sends.
+        connections: The connection from each sender, by the sender's index; empty for a branch that only sends.
     """
 
     connections: Sequence[Connection]
@@ -49,19 +49,19 @@ class Receiver(nn.Module):
         self.connections = nn.ModuleList(connections.values())  # type: ignore[assignment]
 
     def forward(self, own: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Merge the senders' maps out of `features`, one per branch, into `own`."""
+        """Merge the senders' maps into `own`; `features` contains one map per branch."""
         for sender, connection in zip(self.senders, self.connections, strict=True):
             own = connection(own, features[sender])
         return own
 
 
 class Exchange(nn.Module):
-    """One exchange point of any number of branches. Each receives the others' maps from before the exchange.
+    """An exchange point of any number of branches. Each receives the others' maps from before the exchange.
 
     Args:
         channels: Channels of each branch's map.
-        strategy: Its direction says who receives from whom.
-        fusion: Makes the fusion operators.
+        strategy: Its direction determines which branches receive from which.
+        fusion: Creates the fusion operators.
     """
 
     receivers: Sequence[Receiver]

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolutions before it: the same function of an image, in fewer steps."""
+"""Batch norm folded into the preceding convolutions: the same outputs with fewer operations."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,17 +20,17 @@ REMAINS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
     BatchNorm2d: lambda norm: nn.Identity(),
     BatchNormAct2d: lambda norm: nn.Sequential(norm.drop, norm.act),
 }
-"""What is left of a batch norm that was folded."""
+"""What replaces a folded batch norm."""
 
 
 def fold_batch_norm(network: Network) -> Network:
-    """A copy for evaluation whose batch norms are part of the convolutions before them.
+    """Return a copy for evaluation whose batch norms are folded into the preceding convolutions.
 
-    A batch norm is folded if it takes a convolution's output that goes nowhere else, and both run once in a forward,
-    which is followed to see it. Others stay. The outputs are the network's, up to rounding.
+    A batch norm is folded if its input is the output of a convolution that nothing else uses, and if both run once in
+    a forward pass, which is traced for this purpose. Others remain. The outputs equal the network's up to rounding.
 
     Args:
-        network: Turns `(N, 3, H, W)` RGB in [0, 1] into anything.
+        network: Any module that accepts `(N, 3, H, W)` RGB in [0, 1].
 
     Returns:
         A copy in evaluation mode, not meant to be trained.
@@ -55,12 +55,12 @@ def fold_batch_norm(network: Network) -> Network:
 
 
 class Uses(TorchFunctionMode):
-    """Follows a forward: which tensors the functions of torch take, by the tensors' ids.
+    """A trace of a forward pass: the tensors that the functions of torch receive, by the tensors' ids.
 
     Attributes:
-        count: How often each tensor was taken.
-        convolved: The weight behind each convolution's output.
-        normed: The running mean that each batch norm's input met.
+        count: How often each tensor was an argument.
+        convolved: The weight that produced each convolution's output.
+        normed: The running mean that each batch norm's input was normalised with.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Uses(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run a function and note what it takes."""
+        """Run a function and record its arguments."""
         result = func(*args, **(kwargs or {}))
         if not isinstance(result, (Tensor, list)) and type(result) is not tuple:
             return result  # a shape, or another property

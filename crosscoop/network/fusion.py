@@ -14,9 +14,9 @@ from crosscoop.network.lookup import find
 
 
 class Fusion(nn.Module, ABC):
-    """The contract of a fusion operator: one instance serves one receiver at one exchange point.
+    """The interface of a fusion operator; there is one instance per connection.
 
-    Both maps arrive with the receiver's channels and size. An operator of your own is a subclass whose constructor
+    Both maps have the receiver's channels and size. To define your own operator, write a subclass whose constructor
     takes `channels` first; further arguments come from `init_args` in YAML.
 
     Args:
@@ -28,29 +28,29 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Merge `received` into `own`; all three maps are `(N, channels, H, W)`."""
+        """Merge `received` into `own`; both maps and the result are `(N, channels, H, W)`."""
 
 
 class Add(Fusion):
-    """`own + received`: the paper's operator. After an exchange both ways the branches hold the same map."""
+    """`own + received`, the paper's operator. After an exchange in both directions, the branches carry one map."""
 
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Add."""
+        """Add the maps."""
         return own + received
 
 
 class Average(Fusion):
-    """`(own + received) / 2`: keeps the scale of the maps."""
+    """`(own + received) / 2`, which keeps the scale of the maps."""
 
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Average."""
+        """Average the maps."""
         return (own + received) / 2
 
 
 class Concat(Fusion):
-    """Concatenation and a 1x1 convolution with bias back to the receiver's channels.
+    """Concatenation, followed by a 1x1 convolution with bias to the receiver's channels.
 
-    It starts as the average, so that pretrained backbones are heard from the first step on.
+    It starts as the average, so that both pretrained backbones contribute from the first step.
 
     Args:
         channels: Channels of both maps.
@@ -73,10 +73,10 @@ class Concat(Fusion):
 
 
 class Gate(Fusion):
-    """`own + gate(received) * received`: the receiver keeps its map whole and weighs each received channel.
+    """`own + gate(received) * received`: the receiver keeps its own map and weights each received channel.
 
     The gate is squeeze-and-excitation's (Hu et al., CVPR 2018, https://arxiv.org/abs/1709.01507): global mean, two 1x1
-    convolutions, sigmoid. It starts near one half. Unlike after `add`, the branches hold different maps.
+    convolutions, sigmoid. It starts near one half. Unlike with `add`, the branches carry different maps afterwards.
 
     Args:
         channels: Channels of both maps.
@@ -89,20 +89,20 @@ class Gate(Fusion):
         self.gate = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
 
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Weigh and add."""
+        """Weight the received map and add it."""
         merged: Tensor = own + self.gate(received.mean((2, 3), keepdim=True)).sigmoid() * received
         return merged
 
 
 class CrossStitch(Fusion):
-    """`a * own + b * received` with learned weights of each channel for either map.
+    """`a * own + b * received` with learned weights per channel for each map.
 
-    The cross-stitch unit of Misra et al. (CVPR 2016, https://arxiv.org/abs/1604.03539). At first each branch hears
-    little of the other.
+    The cross-stitch unit of Misra et al. (CVPR 2016, https://arxiv.org/abs/1604.03539). Initially, each branch
+    receives little from the other.
 
     Args:
         channels: Channels of both maps.
-        start: The received map's first weight; the own one's is 1 - `start`.
+        start: Initial weight of the received map; that of the own map is 1 - `start`.
     """
 
     def __init__(self, channels: int, start: float = 0.1) -> None:
@@ -111,12 +111,12 @@ class CrossStitch(Fusion):
         self.received = nn.Parameter(torch.full((channels, 1, 1), start))
 
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Weigh both and add."""
+        """Weight both maps and add them."""
         return self.own * own + self.received * received
 
 
 SYMMETRIC = (Add, Average)
-"""Operators without weights that give the same whichever map is the own one."""
+"""Operators without weights whose result does not depend on which map is the receiver's own."""
 
 FusionFactory = Callable[[int], Fusion]
 
@@ -130,19 +130,19 @@ FUSIONS: dict[str, FusionFactory] = {
 
 
 def list_fusions() -> list[str]:
-    """The names of the fusion operators that come with the package."""
+    """Return the names of the fusion operators that the package provides."""
     return list(FUSIONS)
 
 
 def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
-    """The operator that a configuration names.
+    """Return the fusion operator that a configuration names.
 
     Args:
         fusion: A name (`add`), a class path (`my_operators.Gate`), `{class_path: ..., init_args: {...}}`, or
-            anything that makes a `Fusion` from a number of channels.
+            a callable that creates a `Fusion` from a number of channels.
 
     Raises:
-        CrosscoopError: There is no such operator, or it takes no such arguments.
+        CrosscoopError: The operator does not exist, or does not accept the arguments.
     """
     if not isinstance(fusion, (str, dict)):
         return fusion
@@ -155,7 +155,7 @@ def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
         signature(operator).bind(1, **arguments)
     except TypeError as error:
         raise CrosscoopError(
-            f"network.fusion: got init_args {arguments} ({error}), expected those of {name}{signature(operator)}, "
-            "without channels, which come first."
+            f"network.fusion: got init_args {arguments} ({error}), expected arguments of {name}{signature(operator)}, "
+            "except channels, which is set automatically."
         ) from error
     return partial(operator, **arguments) if arguments else operator

@@ -1,4 +1,4 @@
-"""The layers that ASPP and decoder are made of."""
+"""The layers of ASPP and decoder."""
 
 import torch
 from torch import Size, Tensor, nn
@@ -6,10 +6,10 @@ from torch.nn import functional
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that also trains on a single value per channel, where it uses its running statistics.
+    """Batch norm that uses its running statistics when it is trained on a single value per channel.
 
-    One value has no variance: torch raises there. It happens behind the image pooling of ASPP whenever a training
-    batch holds one image (the last incomplete batch of an epoch, say).
+    A single value has no variance, so torch raises an error. This occurs after the image pooling of ASPP when a
+    training batch contains only one image, such as the last, incomplete batch of an epoch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -24,8 +24,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise 3x3 convolution that keeps the map's size, with a faster training step on CPUs in channels-last layout.
 
-    The pixels that an atrous kernel combines lie `rate` apart, so that a map is `rate * rate` maps that never meet.
-    Convolved one by one at rate 1 they give the same sums, and oneDNN has a fast backward for that rate alone.
+    The pixels that an atrous kernel combines are `rate` apart, so a map consists of `rate * rate` independent maps.
+    Convolving each of them at rate 1 gives the same sums, and oneDNN has a fast backward pass for rate 1 only.
 
     Args:
         channels: Channels of input and output.
@@ -42,9 +42,9 @@ class DepthwiseConv2d(nn.Conv2d):
         if rate == 1 or not (self.training and channels_last and input.is_cpu):
             return super().forward(input)
         number, channels, height, width = input.shape
-        if rate >= max(height, width):  # only the kernel's centre meets the map
+        if rate >= max(height, width):  # only the kernel's centre overlaps the map
             return functional.conv2d(input, self.weight[:, :, 1:2, 1:2], groups=channels)
-        rows, columns = (max(-(-side // rate), 3) for side in (height, width))  # maps below 3 x 3 are slow
+        rows, columns = (max(-(-side // rate), 3) for side in (height, width))  # smaller maps than 3 x 3 are slow
         padded = functional.pad(input, (0, columns * rate - width, 0, rows * rate - height)).permute(0, 2, 3, 1)
         parted = padded.reshape(number, rows, rate, columns, rate, channels).permute(0, 2, 4, 1, 3, 5)
         maps = parted.reshape(number * rate * rate, rows, columns, channels).permute(0, 3, 1, 2)
@@ -55,7 +55,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, batch norm, ReLU; the convolution dense or depthwise-separable, the map's size kept.
+    """Convolution, batch norm and ReLU; the convolution is dense or depthwise separable and keeps the map's size.
 
     Args:
         in_channels: Channels of the input.
@@ -86,7 +86,7 @@ class ConvNormAct(nn.Sequential):
 
 
 def resize(feature: Tensor, size: Size | tuple[int, int]) -> Tensor:
-    """Resize `(N, C, H, W)` bilinearly to `size`; the same tensor where the size is that already."""
+    """Resize `(N, C, H, W)` bilinearly to `size`; return the same tensor if it already has that size."""
     if feature.shape[-2:] == size:
         return feature
     return functional.interpolate(feature, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Finds what a configuration names: in the package's catalogue, or by import path in the user's own file."""
+"""Lookup of objects that a configuration names, in the package's catalogue or by import path."""
 
 import pkgutil
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ T = TypeVar("T")
 
 
 def find(name: str, known: Mapping[str, T], option: str) -> T:
-    """The object of a name.
+    """Return the object with a name.
 
     Args:
         name: A key of `known`, or an import path (`my_strategies.aspp_only`).
-        known: What the package brings.
-        option: The option that the name was given to, for the message.
+        known: The objects that the package provides, by name.
+        option: The option that contains the name, for the message.
 
     Raises:
-        CrosscoopError: The name is neither.
+        CrosscoopError: The name is not in `known` and cannot be imported.
     """
     if name in known:
         return known[name]
@@ -32,6 +32,6 @@ def find(name: str, known: Mapping[str, T], option: str) -> T:
     except (ImportError, AttributeError, ValueError) as error:
         raise CrosscoopError(
             f"{option}: {name!r} cannot be imported ({error}). Expected one of {', '.join(known)}, or an import path "
-            "whose file lies in the working directory or on PYTHONPATH."
+            "to a file in the working directory or on PYTHONPATH."
         ) from error
     return found

@@ -10,20 +10,20 @@ ENSEMBLE = "ensemble"
 
 
 def branch_names(num_branches: int) -> list[str]:
-    """Return the names of so many branches: network; top and bottom; or branch0, branch1, ..."""
+    """Return the names of a number of branches: network; top and bottom; or branch0, branch1, ..."""
     few = {1: ["network"], 2: ["top", "bottom"]}
     return few.get(num_branches) or [f"branch{i}" for i in range(num_branches)]
 
 
 def output_names(num_branches: int) -> list[str]:
-    """Return the names of the outputs of so many branches: theirs, and that of the ensemble if there are several."""
+    """Return the names of the outputs of a number of branches: the branches and, if there are several, the ensemble."""
     return branch_names(num_branches) + [ENSEMBLE] * (num_branches > 1)
 
 
 def outputs_of(logits: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the branches' logits by name, with their sum, the ensemble; logits that have names keep them.
+    """Return the branches' logits and their sum, the ensemble, by name; logits that already have names keep them.
 
-    Where the logits are not upsampled and the branches' resolutions differ, the sum has the highest one.
+    If the logits are not upsampled and the branches' resolutions differ, the sum has the highest resolution.
     """
     if isinstance(logits, Mapping):
         return dict(logits)
@@ -36,15 +36,15 @@ def outputs_of(logits: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def main_output(names: Iterable[str]) -> str:
-    """Return the name of the output that stands for the network: the ensemble, or else the first one.
+    """Return the name of the output that represents the network: the ensemble, otherwise the first output.
 
     Args:
-        names: The names of the outputs that there are, at least one; an exported network may lack some.
+        names: The names of the available outputs, at least one; an exported network may lack some.
     """
     names = list(names)
     return ENSEMBLE if ENSEMBLE in names else names[0]
 
 
 def branches_of(names: Iterable[str]) -> list[str]:
-    """Return the names of those outputs that are branches."""
+    """Return the names of the outputs that are branches."""
     return [name for name in names if name != ENSEMBLE]

@@ -1,4 +1,4 @@
-"""Whether a processor computes in bfloat16 itself, or emulates it many times slower."""
+"""Detection of processors that emulate bfloat16, which is many times slower."""
 
 from time import perf_counter
 from typing import Any
@@ -15,19 +15,18 @@ def native_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer than the oldest torch that we take
+    # torch.cpu.get_capabilities is newer than the oldest supported torch
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     older = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")) or any(older)
 
 
 def note_emulated_bfloat16(precision: str, device: torch.device) -> None:
-    """Print a note before a training in bfloat16 on a CPU that only emulates it.
+    """Print a note before training in bfloat16 on a CPU that only emulates it.
 
     Args:
-        precision: Lightning's name for it, such as `bf16-mixed`.
-        device: Where the training runs.
+        precision: Lightning's name for the precision, such as `bf16-mixed`.
+        device: The device to train on.
     """
     if precision.startswith("bf16") and device.type == "cpu" and not native_bfloat16(device):
         ratio = seconds_of_convolution(torch.bfloat16) / seconds_of_convolution(torch.float32)
@@ -38,7 +37,7 @@ def note_emulated_bfloat16(precision: str, device: torch.device) -> None:
 
 
 def seconds_of_convolution(dtype: torch.dtype) -> float:
-    """Measure a 3x3 convolution of 64 channels at 64 x 64 on the CPU: the shortest of four times."""
+    """Measure the seconds of a 3x3 convolution of 64 channels at 64 x 64 on the CPU, the shortest of four runs."""
     feature, weight = torch.rand(1, 64, 64, 64, dtype=dtype), torch.rand(64, 64, 3, 3, dtype=dtype)
     times = []
     for _ in range(4):

@@ -8,21 +8,21 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.network.lookup import find
 
 POINTS = ("connection1", "aspp", "connection2", "decoder")
-"""The exchange points of DeepLabV3+, in the order in which data passes them."""
+"""The exchange points of DeepLabV3+, in the order of the data flow."""
 
 DIRECTIONS = ("both", "top_to_bottom", "bottom_to_top")
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A connection strategy, declared. Your own is one such line in a file of yours.
+    """A connection strategy. To define your own, create an instance in a local file.
 
     Args:
-        points: The connected exchange points, of `connection1`, `aspp`, `connection2`, `decoder`; `aspp1` to `aspp5`
-            and `decoder1` to `decoder3` are the single layers of ASPP and decoder.
+        points: The connected exchange points: `connection1`, `aspp`, `connection2`, `decoder`, or single layers of
+            ASPP (`aspp1` to `aspp5`) and decoder (`decoder1` to `decoder3`).
         direction: `both` connects every pair of branches, `top_to_bottom` every earlier branch to every later one,
             `bottom_to_top` the reverse.
-        detach: Whether gradients stop at the connections.
+        detach: Stop gradients at the connections.
 
     Raises:
         CrosscoopError: The points are not a list, or the direction is unknown.
@@ -34,14 +34,14 @@ class Strategy:
 
     def __post_init__(self) -> None:
         if isinstance(self.points, str):
-            raise CrosscoopError(f"Strategy: got points {self.points!r}, expected a list out of {', '.join(POINTS)}.")
+            raise CrosscoopError(f"Strategy: got points {self.points!r}, expected a list of {', '.join(POINTS)}.")
         if self.direction not in DIRECTIONS:
             raise CrosscoopError(
                 f"Strategy: got direction {self.direction!r}, expected one of {', '.join(DIRECTIONS)}."
             )
 
     def connects(self, sender: int, receiver: int) -> bool:
-        """Whether a branch receives the maps of another one at the connected points."""
+        """Return whether a branch receives the maps of another one at the connected points."""
         return sender != receiver and (
             self.direction == "both" or (sender < receiver) == (self.direction == "top_to_bottom")
         )
@@ -58,23 +58,25 @@ STRATEGIES = {
 
 
 def list_strategies() -> list[str]:
-    """The names of the connection strategies that come with the package."""
+    """Return the names of the connection strategies that the package provides."""
     return list(STRATEGIES)
 
 
 def get_strategy(strategy: str | dict[str, Any] | Strategy) -> Strategy:
-    """The strategy that a configuration names.
+    """Return the strategy that a configuration names.
 
     Args:
         strategy: A name (`cross`), the import path of a `Strategy` (`my_strategies.aspp_only`), its fields
             (`{points: [aspp], direction: both}`), or a `Strategy`.
 
     Raises:
-        CrosscoopError: There is no such strategy.
+        CrosscoopError: The strategy does not exist.
     """
     if isinstance(strategy, dict):
         if unknown := set(strategy) - {"points", "direction", "detach"}:
-            raise CrosscoopError(f"network.strategy: got fields {sorted(unknown)}, expected points, direction, detach.")
+            raise CrosscoopError(
+                f"network.strategy: got fields {sorted(unknown)}, expected points, direction or detach."
+            )
         return Strategy(**strategy)
     found = find(strategy, STRATEGIES, "network.strategy") if isinstance(strategy, str) else strategy
     if not isinstance(found, Strategy):

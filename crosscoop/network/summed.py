@@ -1,4 +1,4 @@
-"""Several backbones in front of one ASPP and decoder: the control that tells two encoders from cooperation."""
+"""Several backbones in front of one ASPP and decoder: a control that has two encoders but no cooperation."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from crosscoop.network.layers import resize
 
 
 class SummedBackbones(nn.Module):
-    """Backbones whose features are summed, as one backbone.
+    """Backbones whose features are summed, used as one backbone.
 
-    The features have the most channels that any of the backbones gives; a 1x1 convolution projects those with fewer.
+    The sums have as many channels as the widest backbone; 1x1 convolutions project features with fewer channels.
 
     Args:
-        backbones: The backbones, of one output stride.
+        backbones: The backbones, with the same output stride.
 
     Attributes:
         low_channels: Channels of `low`.
@@ -37,8 +37,8 @@ class SummedBackbones(nn.Module):
         """Extract features of `(N, 3, H, W)` RGB in [0, 1].
 
         Returns:
-            `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, of the
-            first backbone's sizes.
+            `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, in the
+            sizes of the first backbone's features.
         """
         lows, highs = zip(*[backbone(image) for backbone in self.backbones], strict=True)
         return _sum(self.lows, lows), _sum(self.highs, highs)

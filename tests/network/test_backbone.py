@@ -128,7 +128,7 @@ def test_a_padded_network_exports_with_dynamic_sizes():
 def test_a_network_of_fixed_size_is_refused(tmp_path, monkeypatch, name):
     (tmp_path / "own_fixed.py").write_text(FIXED)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(CrosscoopError, match=rf"'{name}' takes only images of some sizes, such as (224|256) x"):
+    with pytest.raises(CrosscoopError, match=rf"'{name}' accepts only images of certain sizes, such as (224|256) x"):
         Backbone(name, depth=4)
 
 
@@ -192,9 +192,9 @@ def test_statistics_are_no_part_of_a_checkpoint():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("test_resnett", {}, "timm knows no network 'test_resnett'.* Similar ones: test_resnet,"),
-        ("Xception65", {}, "Similar ones: xception65,"),
-        ("zzzzzz", {}, "`timm.list_models\\(\\)` lists the known ones"),
+        ("test_resnett", {}, "got 'test_resnett', expected the name of a timm network. Similar names: test_resnet,"),
+        ("Xception65", {}, "Similar names: xception65,"),
+        ("zzzzzz", {}, "`timm.list_models\\(\\)` lists all names"),
         ("test_resnet.in22k", {}, "Invalid pretrained tag .* Expected one of test_resnet.r160_in1k"),
         ("no_such_module:mine", {}, "module 'no_such_module' cannot be imported .* PYTHONPATH"),
         ("test_vit", {"depth": 4}, r"features at strides \[16\]; the decoder needs one at stride 4"),
@@ -310,7 +310,7 @@ def test_each_branch_has_its_file(tmp_path):
         (lambda state: state.pop("layer2.0.conv1.weight"), r"1 missing: layer2.0.conv1.weight"),
         (
             lambda state: state.update({"bn1.weight": torch.ones(7)}),
-            r"1 of another shape: bn1.weight \(7,\) instead of \(32,\)",
+            r"1 with another shape: bn1.weight \(7,\) instead of \(32,\)",
         ),
     ],
 )
@@ -323,12 +323,12 @@ def test_file_that_does_not_fit_names_the_keys(tmp_path, change, message):
 
 def test_file_of_another_network_names_missing_and_unknown_keys(tmp_path):
     path = write(published("test_byobnet"), tmp_path, "safetensors")
-    with pytest.raises(CrosscoopError, match=r"\d+ missing: conv1.*, \.\.\.; .*\d+ not of this network: .*stages_"):
+    with pytest.raises(CrosscoopError, match=r"\d+ missing: conv1.*, \.\.\.; .*\d+ not in this network: .*stages_"):
         Backbone("test_resnet", pretrained=str(path))
 
 
 def test_missing_file_is_told(tmp_path):
-    with pytest.raises(CrosscoopError, match=re.escape(f"no file {tmp_path}/none.pth")):
+    with pytest.raises(CrosscoopError, match=re.escape(f"{tmp_path}/none.pth does not exist")):
         Backbone("test_resnet", pretrained=f"{tmp_path}/none.pth")
 
 

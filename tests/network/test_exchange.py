@@ -275,7 +275,7 @@ def test_catalogue_names_round_trip():
         ("no_such_file.mine", "cannot be imported"),
         ("crosscoop.network.nothing", "cannot be imported"),
         ("math.pi", "is a float, expected a crosscoop.Strategy"),
-        ({"point": ["aspp"]}, r"got fields \['point'\], expected points, direction, detach"),
+        ({"point": ["aspp"]}, r"got fields \['point'\], expected points, direction or detach"),
         ({"points": "aspp"}, "expected a list"),
         ({"points": ["aspp"], "direction": "up"}, "expected one of both, top_to_bottom, bottom_to_top"),
     ],
@@ -299,7 +299,7 @@ def test_wrong_fusion_is_told(given, message):
 
 
 def test_one_branch_alone_is_not_connected():
-    with pytest.raises(CrosscoopError, match="connects branches at aspp, decoder, but there is one branch only"):
+    with pytest.raises(CrosscoopError, match="connects branches at aspp, decoder, but there is only one branch"):
         create_network(["test_efficientnet"], 5, "cross", channels=16)
 
 

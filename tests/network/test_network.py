@@ -62,8 +62,8 @@ def test_branches_agree_with_the_figure_step_by_step(make_pair):
     [
         ({"branches": []}, "expected a list with one backbone per branch"),
         ({"branches": "test_resnet"}, "expected a list with one backbone per branch"),
-        ({"branches": [{"backbone": "test_resnet", "deph": 4}]}, r"got fields \['backbone', 'deph'\]"),
-        ({"branches": [{"depth": 4}]}, r"got fields \['depth'\]"),
+        ({"branches": [{"backbone": "test_resnet", "deph": 4}]}, r"with the fields \['backbone', 'deph'\]"),
+        ({"branches": [{"depth": 4}]}, r"got a branch with the fields \['depth'\]"),
         ({"output_stride": 32}, "got 32, expected 8 or 16"),
         ({"atrous_rates": [6, 12]}, r"got \[6, 12\], expected three rates"),
         ({"branches": [{"backbone": ["test_resnet"] * 2}], "pretrained": [[False]]}, "expected an entry for each"),
