@@ -1,6 +1,7 @@
 # make demo   set up, train and evaluate the proposed method on generated street scenes, in a few minutes
 # make test   set up, run the test suite and the notebooks, in a few minutes on two cores
 # make quick  set up, run the unit tests, in less than a minute
+# make test-lowest   set up in .venv-lowest, run the test suite with the lowest versions that pyproject.toml allows
 # make lint   set up, check style and types
 # make benchmarks   set up, compare with other packages, write docs/benchmarks.md
 # TORCH names the torch to install, e.g. TORCH="torch==2.14.1 torchvision==0.29.1"; PYTHON the interpreter (3.11 or newer).
@@ -8,9 +9,9 @@
 PYTHON ?= python3
 TORCH ?= torch torchvision
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test quick lint benchmarks clean
+.PHONY: demo test quick test-lowest lint benchmarks clean
 
 demo: .venv/demo
 	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
@@ -26,6 +27,10 @@ test: .venv/dev
 quick: .venv/dev
 	$(PYTEST) -m 'not slow and not command'
 
+test-lowest: BIN := .venv-lowest/python/bin
+test-lowest: .venv-lowest/dev
+	$(PYTEST) tests
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +40,7 @@ benchmarks: .venv/dev
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv build crosscoop.egg-info
+	rm -rf .venv .venv-lowest build crosscoop.egg-info
 
 .venv/demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,4 +53,13 @@ clean:
 .venv/dev: .venv/demo
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps cityscapesscripts # its requirement `typing` breaks today's Python
+	@touch $@
+
+# Python 3.11, which uv finds or downloads: some of the oldest versions have no wheels for a newer one.
+.venv-lowest/dev: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest/uv
+	.venv-lowest/uv/bin/pip install --quiet uv
+	.venv-lowest/uv/bin/uv venv --quiet --clear --seed --python 3.11 .venv-lowest/python
+	.venv-lowest/uv/bin/uv pip install --quiet --python .venv-lowest/python --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/python/bin/pip install --quiet --no-deps cityscapesscripts # as above
 	@touch $@
