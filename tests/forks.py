@@ -10,14 +10,13 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
-from pathlib import Path
 from types import ModuleType
 
 
 class Forked(subprocess.Popen):
     """A process as `subprocess.Popen` starts it, except that Python is forked and not started.
 
-    A process that other threads or W&B run in cannot be forked safely: then Python is started after all.
+    Where W&B runs, Python is started after all.
 
     Modules, and what a test has patched in them, are this process's; files, environment, signals, `sys.argv` and
     `__main__` are those of a new interpreter. What it starts in its turn is forked too: a cell of an ablation, a rank.
@@ -30,19 +29,9 @@ class Forked(subprocess.Popen):
         super().__init__(args, env=env, **options)
 
 
-def threads():
-    """The number of this process's threads, those of libraries included; None where the system does not say."""
-    tasks = Path("/proc/self/task")
-    return len(list(tasks.iterdir())) if tasks.is_dir() else None
-
-
-THREADS = threads()
-"""Those that were there before any test."""
-
-
 def can_be_forked():
-    """Whether no thread can hold a lock that its copy would wait for, and W&B, which refuses forks, was not used."""
-    return THREADS is not None and threads() <= THREADS and "wandb" not in sys.modules
+    """Whether W&B, whose threads a fork would wait for, was not used in this process."""
+    return "wandb" not in sys.modules
 
 
 def open_files():

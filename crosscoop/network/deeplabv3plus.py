@@ -50,10 +50,12 @@ class DeepLabV3Plus(Branch):
         """Segment an image step by step; see `Branch.walk`. Without `upsample`, the logits have stride 4."""
         low, high = self.backbone(image)
         high = yield high
-        layers = []
-        for layer in self.aspp.layers:
-            layers.append((yield layer(high)))
-        context = yield self.aspp.join(layers)
+        pointwise = yield self.aspp.layers[0](high)  # one by one: before torch 2.13, Dynamo cannot send into a loop
+        near = yield self.aspp.layers[1](high)
+        middle = yield self.aspp.layers[2](high)
+        far = yield self.aspp.layers[3](high)
+        pooled = yield self.aspp.layers[4](high)
+        context = yield self.aspp.join([pointwise, near, middle, far, pooled])
         detail = yield self.decoder.project(low)
         feature = yield self.decoder.join(detail, context)
         feature = yield self.decoder.second(feature)
