@@ -10,7 +10,10 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
+
+TESTS = str(Path(__file__).parent)
 
 
 class Forked(subprocess.Popen):
@@ -23,7 +26,10 @@ class Forked(subprocess.Popen):
     """
 
     def __init__(self, args, *, env=None, **options):
-        if args[0] == sys.executable and can_be_forked():
+        if args[0] == sys.executable and not can_be_forked():
+            env = {**os.environ} if env is None else env
+            env = {**env, "PYTHONPATH": os.pathsep.join(filter(None, [TESTS, env.get("PYTHONPATH")]))}
+        elif args[0] == sys.executable:
             ours = open_files()
             options["preexec_fn"] = lambda: interpret([*map(str, args[1:])], env, open_files() - ours)
         super().__init__(args, env=env, **options)
