@@ -15,7 +15,7 @@ import torch
 from benchmarks import document
 from benchmarks.measure import Setting
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results.json"
 VERSIONS = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "segmentation-models-pytorch")
 VERSIONS = (*VERSIONS, "albumentations", "opencv-python-headless", "onnxruntime")
 
@@ -51,12 +51,12 @@ def main() -> None:
             command = f"python -m benchmarks {name}" + "".join(
                 f" --{key} ROOT" for key in ("voc", "cityscapes") if getattr(given, key) and name == "pipelines"
             )
-            file = f"{name}.json"
+            key = name
             if given.threads > 1:
-                command, file = f"{command} --threads {given.threads}", f"{name}_{given.threads}_threads.json"
+                command, key = f"{command} --threads {given.threads}", f"{name}_{given.threads}_threads"
             result = {"date": date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / file).write_text(json.dumps(result, indent=1) + "\n")
+            known = json.loads(RESULTS.read_text()) | {key: result}
+            RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     if not given.quick:
         document.write(RESULTS, Path("docs"))
 

@@ -1,6 +1,7 @@
 """Generation of docs/benchmarks.md and its plot from the results."""
 
 import json
+import re
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -58,20 +59,17 @@ SECTIONS = {
 
 def write(results: Path, folder: Path) -> None:
     """Write `benchmarks.md` and `benchmarks.svg` into a folder."""
-    lines = [(Path(__file__).parent / "introduction.md").read_text()]
+    introduction, tried = (Path(__file__).parent / "text.md").read_text().split("\n<!-- results -->\n\n")
+    measured, lines = json.loads(results.read_text()), [introduction]
     for name, (title, text) in SECTIONS.items():
-        found = [
-            json.loads(path.read_text())
-            for path in (results / f"{name}.json", *sorted(results.glob(f"{name}_*_threads.json")))
-            if path.is_file()
-        ]
+        found = [result for key, result in measured.items() if re.fullmatch(rf"{name}(_\d+_threads)?", key)]
         lines += [f"## {title}", "", fill(text, 120, break_on_hyphens=False), ""] if found else []
         for result in found:
             machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
             lines += [*section(result["rows"]), f"`{result['command']}`, {result['date']};", f"{machine}.", ""]
             if grown := [row for row in result["rows"] if "growth" in row]:
                 plot(grown, folder / "benchmarks.svg")
-    lines.append((Path(__file__).parent / "tried.md").read_text())
+    lines.append(tried)
     (folder / "benchmarks.md").write_text("\n".join(lines))
 
 

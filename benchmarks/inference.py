@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from benchmarks.measure import Row, Setting, in_turn, row
 from benchmarks.training import CLASSES, PAIRS, smp
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import colormap
 from crosscoop.network import CooperativeNetwork, create_network
 from crosscoop.prediction.predictor import Predictor
 

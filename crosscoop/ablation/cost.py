@@ -9,7 +9,7 @@ from torch import nn
 
 from crosscoop.ablation.grid import Cell
 from crosscoop.data import SegmentationData
-from crosscoop.data.configured import open_data
+from crosscoop.data.datamodule import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import create_network
 from crosscoop.network.cost import count_macs, count_parameters

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from crosscoop.data.dataset import Array
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import Array, colormap
 from crosscoop.data.datasets.voc import PascalVOC, download_to, find_voc, read_names
 from crosscoop.data.images import read_mask, write_mask
 from crosscoop.errors import CrosscoopError

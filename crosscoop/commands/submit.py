@@ -11,8 +11,8 @@ from typing import Literal
 from PIL import Image
 
 from crosscoop.data import VOID, Cityscapes, PascalVOC, SegmentationData
+from crosscoop.data.dataset import colormap
 from crosscoop.data.datasets.cityscapes import TRAIN_TO_LABEL
-from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.images import read_mask
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError

@@ -28,7 +28,6 @@ from crosscoop.evaluation.inference import Inference
 from crosscoop.files import expanded
 from crosscoop.network import create_network
 from crosscoop.network.precision import note_emulated_bfloat16
-from crosscoop.training.advertisements import silence_advertisements
 from crosscoop.training.callbacks import (
     LastCheckpoint,
     NetworkSummary,
@@ -41,7 +40,13 @@ from crosscoop.training.callbacks import (
     further_checkpoints,
 )
 from crosscoop.training.checkpoint_io import WholeFiles, check_room, is_whole
-from crosscoop.training.lightning_fixes import defaults_of, give_defaults, plain_values, refused_by
+from crosscoop.training.lightning_fixes import (
+    defaults_of,
+    give_defaults,
+    plain_values,
+    refused_by,
+    silence_advertisements,
+)
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.training.task import CooperativeSegmentation
 from crosscoop.training.trainer_options import check_options, components

@@ -5,11 +5,13 @@ import multiprocessing
 import signal
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
@@ -234,3 +236,18 @@ def collate(items: Sequence[Item]) -> Any:
     skipped = [fault for item in items for fault in item.get("skipped", [])]
     batch = default_collate([{key: item[key] for key in ("image", "mask", "name")} for item in items])
     return {**batch, "skipped": skipped} if skipped else batch
+
+
+def open_data(config: dict[str, Any]) -> SegmentationData:
+    """The data that a configuration names.
+
+    Raises:
+        CrosscoopError: The configuration names none, or they cannot be opened.
+    """
+    parser = ArgumentParser(exit_on_error=False)  # which writes into what it parses
+    parser.add_class_arguments(SegmentationData, "data")
+    try:
+        data: SegmentationData = parser.instantiate(parser.parse_object({"data": deepcopy(config["data"])})).data
+    except (ArgumentError, KeyError, TypeError) as error:
+        raise CrosscoopError(f"The configuration names no data that can be opened ({error}).") from error
+    return data

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from crosscoop.data.configured import open_data
+from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color, SegmentationDataset
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.errors import CrosscoopError

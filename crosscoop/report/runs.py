@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crosscoop.checkpoints.read import find_checkpoint
-from crosscoop.data.configured import open_data
+from crosscoop.data.datamodule import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import branch_shares, compared_branches, describe

@@ -5,6 +5,7 @@ when an access breaks, and when one is no longer needed.
 """
 
 import contextlib
+import logging
 import subprocess
 import traceback
 from collections.abc import Callable, Mapping
@@ -170,3 +171,21 @@ def leave_wandb() -> None:
 
     with contextlib.suppress(Exception):
         wandb.teardown(exit_code=1)
+
+
+USELESS = (
+    "Tip: ",  # advertises litlogger and litmodels
+    "TPU available: False",
+    "GPU available: False",
+    "Loading `train_dataloader` to estimate",
+)
+"""Fragments of these messages."""
+
+
+def silence_advertisements() -> None:
+    """Drop Lightning's advertisements and lines about absent devices, and keep all other messages."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_useful)
+
+
+def _is_useful(record: logging.LogRecord) -> bool:
+    return not any(part in record.getMessage() for part in USELESS)

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import t
 
 from crosscoop.ablation.cell import tests
-from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
+from crosscoop.ablation.grid import Ablation, Cell, slug
 from crosscoop.ablation.summary import Figures, Summary, summarise
 from crosscoop.ablation.tables import (
     MIOU,
@@ -35,7 +35,7 @@ from crosscoop.ablation.tables import (
     percent,
     write_tables,
 )
-from crosscoop.files import write_json
+from crosscoop.files import load_yaml, write_json
 
 STUDY = Path(__file__).parent
 PAGES = (STUDY.parent / "camvid-study.md", STUDY.parents[1] / "README.md")
@@ -126,7 +126,7 @@ def read_results() -> dict[tuple[str, ...], Figures]:
 
 
 RESULTS = read_results()
-ABLATION: Ablation = read_ablation(STUDY / "fourth.yaml")
+ABLATION = Ablation(**load_yaml(STUDY / "protocols.yaml")["fourth"])
 
 
 def figures(

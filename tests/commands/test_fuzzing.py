@@ -25,8 +25,7 @@ from tiny import DATA, NETWORK, QUIET, STREETS, count
 from crosscoop import Predictor, create_network
 from crosscoop.cli import COMMANDS, main
 from crosscoop.data.augment import Augmentation
-from crosscoop.data.dataset import VOID
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import VOID, colormap
 from crosscoop.data.images import read_image, read_mask, write_mask
 from crosscoop.data.pipeline import EvaluationSet, TrainingSet
 from crosscoop.errors import CrosscoopError

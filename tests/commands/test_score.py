@@ -13,9 +13,8 @@ from PIL import Image
 from tiny import ROOT, crosscoop
 
 from crosscoop.data import SegmentationData
-from crosscoop.data.dataset import VOID, Array
+from crosscoop.data.dataset import VOID, Array, colormap
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, Cityscapes
-from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.datasets.voc import PascalVOC
 from crosscoop.data.images import write_mask
 

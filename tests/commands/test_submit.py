@@ -12,9 +12,8 @@ from PIL import Image
 from test_score import FRAMES, NAMES, SIZE, cityscapes, data, disturbed, refused, save, scored, voc
 from tiny import NETWORK, QUIET, crosscoop
 
-from crosscoop.data.dataset import VOID
+from crosscoop.data.dataset import VOID, colormap
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL
-from crosscoop.data.datasets.palette import colormap
 from crosscoop.data.images import write_mask
 
 __all__ = ["cityscapes", "voc"]

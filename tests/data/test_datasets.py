@@ -18,7 +18,7 @@ from crosscoop.data.dataset import VOID, Array, SegmentationDataset
 from crosscoop.data.datasets.camvid import CamVid
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
 from crosscoop.data.datasets.folder import Folder, Split
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import colormap
 from crosscoop.data.datasets.voc import PascalVOC, download_to
 from crosscoop.data.images import lookup_table, read_image, read_mask, write_mask
 from crosscoop.data.samples import FileSample, image_suffixes, read_list, read_pairs

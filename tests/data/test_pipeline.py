@@ -396,3 +396,19 @@ def test_more_ranks_than_images_are_refused():
     data.trainer = type("Trainer", (), {"world_size": 2, "global_rank": 1})()
     with pytest.raises(CrosscoopError, match=r"1 images for 2 processes.*trainer\.devices"):
         data.val_dataloader()
+
+
+from copy import deepcopy
+
+from crosscoop.data import Folder
+from crosscoop.data.datamodule import open_data
+
+
+def test_opening_the_data_leaves_the_configuration_as_it_was(tmp_path):
+    splits = {name: {"images": name, "masks": None, "list": None} for name in ("train", "val")}
+    options = {"root": str(tmp_path), "class_names": ["a", "b"], "splits": splits}
+    config = {"data": {"dataset": {"class_path": "crosscoop.data.Folder", "init_args": options}, "batch_size": 3}}
+    before = deepcopy(config)
+    data = open_data(config)
+    assert isinstance(data.dataset, Folder) and data.batch_size == 3
+    assert config == before

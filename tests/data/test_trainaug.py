@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from crosscoop.commands import prepare_trainaug as trainaug
 from crosscoop.commands.prepare_trainaug import prepare_trainaug
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import colormap
 from crosscoop.data.datasets.voc import PascalVOC
 from crosscoop.data.images import read_mask, write_mask
 from crosscoop.data.samples import read_list

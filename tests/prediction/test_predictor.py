@@ -13,7 +13,7 @@ from torch import nn
 
 import crosscoop
 from crosscoop import Predictor, create_network
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import colormap
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 

@@ -19,7 +19,7 @@ from tiny import PowerCut, assert_equal, crosscoop, fit, load
 from torch.nn.functional import dropout
 
 from crosscoop import Fusion
-from crosscoop.training.callbacks.last import StopSignals
+from crosscoop.training.callbacks.checkpoints import StopSignals
 from crosscoop.training.task import CooperativeSegmentation
 
 EMA = "--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 0.5"

@@ -4,8 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crosscoop.data.dataset import VOID, Color, Legend, SegmentationDataset
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import VOID, Color, Legend, SegmentationDataset, colormap
 from crosscoop.data.images import UNKNOWN, lookup_table
 from crosscoop.data.samples import (
     FileSample,

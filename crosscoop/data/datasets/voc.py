@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from crosscoop.data.dataset import Legend, SegmentationDataset
-from crosscoop.data.datasets.palette import colormap
+from crosscoop.data.dataset import Legend, SegmentationDataset, colormap
 from crosscoop.data.samples import FileSample, SplitError, check_samples, read_list
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import scan, shorten

@@ -1,9 +1,8 @@
 """Callbacks: the run's folder, checkpoints, the network's summary, images, frozen batch norm."""
 
+from crosscoop.training.callbacks.checkpoints import FurtherCheckpoints, LastCheckpoint, further_checkpoints
 from crosscoop.training.callbacks.comparison import OutputComparison
 from crosscoop.training.callbacks.freeze import FreezeBatchNorm
-from crosscoop.training.callbacks.further import FurtherCheckpoints, further_checkpoints
-from crosscoop.training.callbacks.last import LastCheckpoint
 from crosscoop.training.callbacks.nonfinite import NonFinite
 from crosscoop.training.callbacks.pictures import PredictionImages
 from crosscoop.training.callbacks.ranks import Ranks

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities import rank_zero_only
 
 from crosscoop.data.samplers import TrainingLoader
@@ -202,3 +203,22 @@ class StopSignals:
     @staticmethod
     def _launched_by_lightning(trainer: pl.Trainer) -> bool:
         return isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+
+
+class FurtherCheckpoints(ModelCheckpoint):
+    """Checkpoints under other names; as a class of its own, it has its own state in each checkpoint."""
+
+
+def further_checkpoints(options: Namespace) -> list[ModelCheckpoint]:
+    """Return callbacks for the checkpoints that the options request in addition to `best.ckpt`.
+
+    Args:
+        options: Options of `ModelCheckpoint`; changed to keep only the best checkpoint, as `best.ckpt`.
+    """
+    wanted = dict(vars(options))
+    if wanted["save_top_k"] in (0, 1) and wanted["filename"] == "best":
+        return []
+    options.save_top_k, options.filename = 1, "best"
+    if wanted["filename"] == "best":
+        wanted["filename"] = "{epoch}-{step}"
+    return [FurtherCheckpoints(**wanted | {"save_last": None})]
