@@ -22,8 +22,8 @@ def test_comparison_runs_and_is_written(name, tmp_path):
     rows = importlib.import_module(f"benchmarks.{name}").run(Setting(quick=True))
     assert rows and all(min(entry["ours"]) > 0 and min(entry["theirs"]) > 0 for entry in rows)
     result = {"date": "today", "command": f"python -m benchmarks {name}", "machine": {"cpu": "some"}, "rows": rows}
-    (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    document.write(tmp_path, tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({name: result}))
+    document.write(tmp_path / "results.json", tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
     assert document.SECTIONS[name][0] in text and all(entry["what"].split(" ")[-1] in text for entry in rows)
     assert (tmp_path / "benchmarks.svg").exists() == (name == "growth")
