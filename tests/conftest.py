@@ -12,7 +12,7 @@ import pytest
 import ranks
 import tiny
 import torch
-from forks import Forked
+from processes import Python
 
 from crosscoop import cli
 from crosscoop.network import CooperativeNetwork, create_network
@@ -20,21 +20,17 @@ from crosscoop.network import CooperativeNetwork, create_network
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: another number gives other roundings
 
-COMMANDS = (cli.main, tiny.crosscoop, Forked, ranks.in_ranks, subprocess)
+COMMANDS = (cli.main, tiny.crosscoop, Python, ranks.in_ranks, subprocess)
 """What runs a command or starts a process. A test that reaches none of these is a unit test."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that run commands or start processes, themselves or by way of a helper or a fixture.
-
-    Tests of loggers come last: a process that has used W&B cannot be forked.
-    """
-    items.sort(key=lambda item: item.path.name == "test_loggers.py")
+    """Mark the tests that run commands or start processes, themselves or by way of a helper or a fixture."""
     seen: dict[Any, bool] = {}
     for item in items:
         if isinstance(item, pytest.Function):
             fixtures = (getattr(item.module, name, None) for name in item.fixturenames)
-            if "forks" in item.fixturenames or any(_runs_commands(each, seen) for each in (item.obj, *fixtures)):
+            if any(_runs_commands(each, seen) for each in (item.obj, *fixtures)):
                 item.add_marker(pytest.mark.command)
 
 
@@ -62,12 +58,6 @@ def _names(code: CodeType) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreters that the package starts are forks of this process, which need no imports."""
-    monkeypatch.setattr(subprocess, "Popen", Forked)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The ranks of a distributed run as forks of this process, which has imported everything that takes long."""
+"""The ranks of a distributed run as processes that a server forks, which has imported all that takes long."""
 
 import multiprocessing
 import os
@@ -6,9 +6,10 @@ import socket
 import sys
 from pathlib import Path
 
-from forks import begin_anew
+import torch
 
-FORK = multiprocessing.get_context("fork")
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["crosscoop.commands.training", "torchvision"])
 
 
 def in_ranks(folder, world_size, function, *arguments):
@@ -21,7 +22,7 @@ def in_ranks(folder, world_size, function, *arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        FORK.Process(target=be_a_rank, args=(folder, rank, world_size, port, function, arguments))
+        SERVER.Process(target=be_a_rank, args=(folder, rank, world_size, port, function, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
@@ -36,12 +37,15 @@ def in_ranks(folder, world_size, function, *arguments):
 
 
 def be_a_rank(folder, rank, world_size, port, function, arguments):
+    from pytorch_lightning.utilities import rank_zero_only
+
     with (folder / f"rank{rank}.txt").open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "LOCAL_RANK": rank,
-             "WORLD_SIZE": world_size}  # fmt: skip
-    begin_anew({**os.environ, **{name: str(value) for name, value in place.items()}})
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank),
+                   "WORLD_SIZE": str(world_size)}  # fmt: skip
+    rank_zero_only.rank = rank  # the server was asked for it at import
+    torch.set_num_threads(1)
     function(rank, *arguments)
 
 

@@ -19,10 +19,10 @@ from crosscoop.data import VOID, Sample, SegmentationData, SegmentationDataset
 from crosscoop.data.check import Fault, files_of, nothing_to_learn, overlap
 from crosscoop.data.peculiarities import Note, of_sample, summed_up
 from crosscoop.data.pipeline import check_pair, check_values
-from crosscoop.data.samples import MissingFilesError, SplitError
+from crosscoop.data.samples import MissingFilesError, SplitError, UnknownSplitError
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.records import percent
-from crosscoop.files import shorten, write_json
+from crosscoop.files import note, shorten, write_json
 
 
 def check_data(data: SegmentationData, workers: int | None = None, output: str | None = None, show: int = 10) -> None:
@@ -160,7 +160,10 @@ def find_splits(dataset: SegmentationDataset) -> tuple[dict[str, Sequence[Sample
             splits[split] = error.samples
             faults.append(Fault("split", [split], [], str(error)))
         except CrosscoopError as error:
-            faults.append(Fault("split", [split], [], str(error)))
+            if isinstance(error, UnknownSplitError) and split not in (dataset.train_split, dataset.val_split):
+                note(f"There is no split to test on: {error}, or set test_split.")
+            else:
+                faults.append(Fault("split", [split], [], str(error)))
     if not any(splits.values()):
         raise CrosscoopError(faults[0].message if faults else "data.dataset: got no samples, expected some.")
     return splits, faults
@@ -279,8 +282,8 @@ def show_report(record: Mapping[str, Any], dataset: SegmentationDataset, show: i
         table.add_row(name, *cells)
     console.print(table)
 
-    for note in record["notes"]:
-        console.print(f"Note: {note}", markup=False, highlight=False)
+    for text in record["notes"]:
+        console.print(f"Note: {text}", markup=False, highlight=False)
     kinds = defaultdict(list)
     for fault in record["faults"]:
         kinds[fault["kind"]].append(fault["message"])

@@ -38,6 +38,10 @@ class SplitError(CrosscoopError):
         return type(self), (str(self), self.samples)
 
 
+class UnknownSplitError(CrosscoopError):
+    """A split that a data set does not have."""
+
+
 class MissingFilesError(SplitError):
     """Files of a split are not there."""
 

@@ -30,7 +30,7 @@ from crosscoop.files import duration
 from crosscoop.network import Fusion, create_network
 from crosscoop.network.outputs import branch_names
 
-pytestmark = pytest.mark.usefixtures("forks")
+pytestmark = pytest.mark.command
 
 BASE = {
     "network": {"branches": ["test_resnet", "test_byobnet"], "channels": 16, "separable": True},

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forks import Forked
+from processes import Python
 from ranks import in_ranks, ranks, written_below
 from test_interruption import assert_same
 from tiny import fit, load
@@ -51,7 +51,7 @@ def train(own_rank, run, rank, event, *options):
 
 def launched(run, rank, event, *options):
     """The same, the second rank started by Lightning; returns exit code, stderr, and whether a process is left."""
-    process = Forked(
+    process = Python(
         [sys.executable, __file__, str(run), str(rank), event, *options], stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip

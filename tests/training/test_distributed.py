@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forks import Forked
+from processes import Python
 from ranks import in_ranks, ranks, written_below
 from tiny import Recorder, assert_equal, crosscoop, fit, load
 from torch.nn.parallel import DistributedDataParallel
@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
     """What the two processes left, and `trained`, a run of one process."""
     folder = tmp_path_factory.mktemp("distributed")
     fit(folder / "trained")
-    process = Forked(
+    process = Python(
         [sys.executable, __file__, str(folder)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip

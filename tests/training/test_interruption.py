@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forks import Forked
+from processes import Python
 from tiny import PowerCut, assert_equal, crosscoop, fit, load
 from torch.nn.functional import dropout
 
@@ -37,7 +37,7 @@ class Noisy(Fusion):
 def in_a_process(folder, options, prelude=""):
     """A training in a process of its own; `prelude` is code that it runs first."""
     code = f"import tiny, pathlib, test_interruption\n{prelude}\ntiny.fit(pathlib.Path({str(folder)!r}), {options!r})"
-    return Forked(
+    return Python(
         [sys.executable, "-c", code], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -124,7 +124,7 @@ def test_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(tmp_path,
     for _ in range(kills):
         process = in_a_process(parts, f"{options} --resume", "print('begun', flush=True)")
         process.stdout.readline()
-        time.sleep(moments.uniform(0.2, 1))
+        time.sleep(moments.uniform(0.5, 6))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     crosscoop("fit", "--run", parts, "--resume")

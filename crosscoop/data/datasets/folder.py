@@ -9,6 +9,7 @@ from crosscoop.data.images import UNKNOWN, lookup_table
 from crosscoop.data.samples import (
     FileSample,
     MissingFilesError,
+    UnknownSplitError,
     check_samples,
     images_below,
     read_list,
@@ -147,7 +148,9 @@ class Folder(SegmentationDataset):
             CrosscoopError: The split is unknown, or its files are missing or doubled.
         """
         if split not in self.splits:
-            raise CrosscoopError(f'splits: got "{split}", expected one of {", ".join(self.splits)}; add it to splits')
+            raise UnknownSplitError(
+                f'splits: got "{split}", expected one of {", ".join(self.splits)}; add it to splits'
+            )
         root, where = Path(self.root), self.splits[split]
         source = root / str(where.list or where.images)
         if where.images is None:
