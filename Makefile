@@ -17,7 +17,7 @@ demo: .venv/demo
 	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
 	$(BIN)/crosscoop test --run runs/demo
 	@echo
-	@echo "Figures:  runs/demo/metrics.json"
+	@echo "Metrics:  runs/demo/metrics.json"
 	@echo "Pictures: runs/demo/predictions.png"
 	@echo "To train again, remove runs/demo."
 
