@@ -81,15 +81,15 @@ def enlarge(path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
-    "truncated image": ("image", truncate, ["bytes that do not decode", "restore the file"]),
+    "truncated image": ("image", truncate, ["bytes that cannot be decoded", "restore the file"]),
     "empty image": ("image", lambda path: path.write_bytes(b""), ["0 bytes", "restore the file"]),
-    "vanished image": ("image", Path.unlink, ["no such file", "restore the file"]),
-    "truncated mask": ("mask", truncate, ["bytes that do not decode", "restore the file"]),
+    "vanished image": ("image", Path.unlink, ["file not found", "restore the file"]),
+    "truncated mask": ("mask", truncate, ["bytes that cannot be decoded", "restore the file"]),
     "empty mask": ("mask", lambda path: path.write_bytes(b""), ["0 bytes", "restore the file"]),
-    "vanished mask": ("mask", Path.unlink, ["no such file", "restore the file"]),
+    "vanished mask": ("mask", Path.unlink, ["file not found", "restore the file"]),
     "mask of another size": ("mask", enlarge, ["32 x 49", "32 x 48", "Fix or remove"]),
     "unknown class": ("mask", lambda path: save(path, np.full(SIZE, 3, np.uint8)), ["values 3", "3 classes", "orrect"]),
-    "turned image": ("image", turn, ["48 x 32", "EXIF turns", "-Orientation="]),
+    "turned image": ("image", turn, ["48 x 32", "EXIF rotates", "-Orientation="]),
     "lossy mask": (
         "mask",
         lambda path: save(path, np.ones(SIZE, np.uint8), format="JPEG"),

@@ -1,4 +1,4 @@
-"""Data sets and how they become batches."""
+"""Data sets and their loading in batches."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """SegmentationData only when asked for: it brings Lightning along, which reading an image does without."""
+        """Import SegmentationData on first use: it imports Lightning, which reading an image does not need."""
         if name != "SegmentationData":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from crosscoop.data.datamodule import SegmentationData

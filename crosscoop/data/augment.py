@@ -1,4 +1,4 @@
-"""Augmentation: what is random is drawn first, then only the part of a sample that is needed is read and resized."""
+"""Augmentation: random values are drawn first, so that only the required part of a sample is read and resized."""
 
 import os
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from crosscoop.data.dataset import VOID, Array
 
 
 class Augmentation:
-    """Random scale, crop, flip and colour; masks are padded with void and resized to the nearest label.
+    """Random scaling, cropping, flipping and colour jitter; masks are padded with void and keep whole labels.
 
-    The crop is a window of the sample, its place and side whole pixels there: a side of 684 is scaled by 0.75 to 513.
-    Against resizing the whole sample and cutting from it this moves the crop by less than a pixel.
+    The crop is a window of whole pixels in the sample: at scale 0.75, 684 pixels are resized to 513. Compared with
+    resizing the complete sample before cropping, this shifts the crop by less than a pixel.
 
     Args:
         crop_size: Side of the square crop, in pixels.
-        scale: Smallest and largest factor of the random scale; equal ones scale by just that factor.
-        flip: Mirror every second image.
+        scale: Smallest and largest factor of the random scale; equal values give a fixed scale.
+        flip: Mirror each image with probability 0.5.
         photometric: Jitter brightness, contrast, saturation and hue.
     """
 
@@ -30,14 +30,14 @@ class Augmentation:
         """Augment one sample.
 
         Args:
-            image: `(H, W, 3)`; may lie on disk.
+            image: `(H, W, 3)`; may be memory-mapped.
             mask: `(H, W)`.
-            seed: Whole numbers that determine the draw, and nothing else does: not the worker, not the rank.
+            seed: Integers that alone determine the draw, independently of worker and rank.
 
         Returns:
-            Image and mask of the crop's size.
+            Image and mask in the crop's size.
         """
-        import cv2  # slow to import: the command line's help needs none
+        import cv2  # slow to import, and not needed for the command line's help
 
         random, size = np.random.default_rng(seed), self.crop_size
         side = max(round(size / random.uniform(self.scale[0], self.scale[1])), 1)
@@ -58,7 +58,7 @@ class Augmentation:
 
 
 def _window(length: int, side: int, size: int, random: np.random.Generator) -> tuple[slice, slice]:
-    """Where a window of `side` pixels lies in `length`, and where in the crop it goes: in the middle, if it is less."""
+    """Return where a window of `side` pixels lies in `length`, and its place in the crop: centred if it is smaller."""
     inside = min(side, length)
     start = int(random.integers(length - inside + 1))
     scaled = max(round(inside * size / side), 1)
@@ -67,8 +67,8 @@ def _window(length: int, side: int, size: int, random: np.random.Generator) -> t
 
 
 def color_jitter() -> Any:
-    """Colour jitter by albumentations, the only thing that it does here: it is no longer maintained."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
+    """Return albumentations' colour jitter, the only use of this library because it is no longer maintained."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it checks for a newer version online
     import albumentations as A  # noqa: N812  (slow to import)
 
     return A.Compose([A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)])
@@ -86,7 +86,7 @@ def resized(image: Array, mask: Array | None, size: Sequence[int]) -> tuple[Arra
 
 
 def center_cropped(image: Array, mask: Array | None, size: int) -> tuple[Array, Array | None]:
-    """The central square of side `size`; smaller images are padded with black, their masks with void."""
+    """Return the central square of side `size`; smaller images are padded with black, their masks with void."""
     height, width = image.shape[:2]
     pad_y, pad_x = max(size - height, 0), max(size - width, 0)
     padding = ((pad_y // 2, pad_y - pad_y // 2), (pad_x // 2, pad_x - pad_x // 2))

@@ -1,4 +1,4 @@
-"""Faults that a look at the files' headers shows, without decoding: what `fit` does first."""
+"""Checks of a data set before training, most of which read only the files' headers."""
 
 import hashlib
 from collections import defaultdict
@@ -18,21 +18,21 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
 
 THREADS = 8
-"""They wait for the disk, or for a file server, more than they compute."""
+"""More than there may be processor cores, because reading headers mostly waits for the disk or a file server."""
 
 LOOKS = 4096
-"""The most masks that are decoded before training to see every class."""
+"""Largest number of masks that are decoded before training to find every class."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with the data.
+    """A fault in the data.
 
     Attributes:
-        kind: What, in a word or two.
-        splits: The splits that it is in.
-        files: The files, or the names of samples that are none.
-        message: What was got, what was expected, and the remedy.
+        kind: The kind of fault, in a word or two.
+        splits: The affected splits.
+        files: The affected files, or the names of samples that are not files.
+        message: What was found, what was expected, and the remedy.
     """
 
     kind: str
@@ -42,10 +42,10 @@ class Fault:
 
 
 def check_headers(splits: Mapping[str, Sequence[Sample]]) -> list[Fault]:
-    """Looks at the header of every file: it exists, is not empty, its size and kind fit, and it is in one split only.
+    """Check the header of every file: it must exist, not be empty, have a valid size and kind, and be in one split.
 
-    Of images of the same number of bytes in different splits the content is compared. Samples that are not files
-    are left out.
+    Images in different splits that have the same number of bytes are compared by content. Samples that are not files
+    are skipped.
 
     Args:
         splits: Samples by split.
@@ -68,7 +68,7 @@ def check_headers(splits: Mapping[str, Sequence[Sample]]) -> list[Fault]:
 
 
 def check_header(sample: Sample) -> None:
-    """Compare the headers of a sample's files; a mask whose palette is suspicious is decoded.
+    """Check the headers of a sample's files; a mask whose palette is suspicious is decoded.
 
     Args:
         sample: A sample with `image_path` and, if it is labelled, `mask_path`.
@@ -85,7 +85,7 @@ def check_header(sample: Sample) -> None:
                 (width, height), expected = upright_size(mask), upright_size(image)
                 if (width, height) != expected:
                     raise CrosscoopError(
-                        f"{mask_path}: got {height} x {width} pixels, expected the {expected[1]} x {expected[0]} of "
+                        f"{mask_path}: got {height} x {width} pixels, expected {expected[1]} x {expected[0]} as in "
                         f"{image_path}. Fix or remove the pair.{exif_hint(sample)}"
                     )
             if suspicious:
@@ -93,9 +93,9 @@ def check_header(sample: Sample) -> None:
 
 
 def check_classes(split: str, samples: Sequence[Sample], class_names: Sequence[str]) -> tuple[list[Fault], str]:
-    """Decode masks, spread over the split, until every class was seen in one of them.
+    """Decode randomly chosen masks of a split until every class has been found.
 
-    Samples that are not files are left out.
+    Samples that are not files are skipped.
 
     Args:
         split: The split to train on.
@@ -103,8 +103,8 @@ def check_classes(split: str, samples: Sequence[Sample], class_names: Sequence[s
         class_names: One name per class.
 
     Returns:
-        Faults of the masks, and of the split if nothing can be learned from it; and what to warn of: classes of which
-        no mask shows a pixel, and how many masks were looked at.
+        Faults of the masks, and of the split if nothing can be learned from it; and a warning about classes that do
+        not occur in the decoded masks, empty if there are none.
     """
     masks = [sample for sample in samples if getattr(sample, "mask_path", None)]
     order = np.random.default_rng(0).permutation(len(masks))[:LOOKS]
@@ -113,13 +113,13 @@ def check_classes(split: str, samples: Sequence[Sample], class_names: Sequence[s
     def count(index: int) -> NDArray[np.int64] | Fault:
         try:
             mask = masks[index].mask()
-        except (OSError, ValueError) as error:  # ours is a ValueError
+        except (OSError, ValueError) as error:  # CrosscoopError is a ValueError
             return Fault("unusable", [split], files_of(masks[index]), str(error))
         return np.bincount([] if mask is None else mask.ravel(), minlength=VOID + 1)
 
     starts = range(0, len(order), 2 * THREADS)
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in track(starts, "Looking for every class", transient=True):
+        for start in track(starts, "Checking the classes", transient=True):
             for result in pool.map(count, order[start : start + 2 * THREADS]):
                 if isinstance(result, Fault):
                     faults.append(result)
@@ -133,16 +133,18 @@ def check_classes(split: str, samples: Sequence[Sample], class_names: Sequence[s
     if looked == len(samples) and (fault := nothing_to_learn(split, pixels, class_names)):
         return [*faults, fault], ""
     whole = "all" if looked == len(samples) else f"{looked} of the"
-    warning = f"Split {split!r}: {whole} {len(samples)} masks show no pixel of {shorten(absent, 8)}"
-    return faults, f"{warning}. {'It cannot be' if len(absent) == 1 else 'They cannot be'} learned from these."
+    warning = (
+        f"Split {split!r}: {whole} {len(samples)} masks were checked and contain no pixels of {shorten(absent, 8)}"
+    )
+    return faults, f"{warning}. {'It cannot be' if len(absent) == 1 else 'They cannot be'} learned from these masks."
 
 
 def nothing_to_learn(split: str, pixels: NDArray[np.int64], class_names: Sequence[str]) -> Fault | None:
-    """Return the fault of a split to train on that shows one of several classes at most.
+    """Return the fault of a training split whose masks contain at most one of several classes, otherwise None.
 
     Args:
         split: The split.
-        pixels: Its pixels of each mask value, 256 numbers.
+        pixels: The number of pixels of each mask value, 256 numbers.
         class_names: One name per class.
     """
     seen = [name for name, number in zip(class_names, pixels, strict=False) if number]
@@ -150,15 +152,15 @@ def nothing_to_learn(split: str, pixels: NDArray[np.int64], class_names: Sequenc
         return None
     found = " and ".join([*seen, *["void"] * bool(pixels[VOID])])
     message = (
-        f"{split}: its masks show nothing but {found or 'no pixel'}, expected at least two of the {len(class_names)} "
-        f"classes to train on. A mask value of {VOID} is void: if it stands for a class, as in black and white masks, "
-        "give the value of each class (mask_values of Folder, such as [0, 255])."
+        f"{split}: its masks contain {f'only {found}' if found else 'no pixels'}, expected at least two of the "
+        f"{len(class_names)} classes to train on. The mask value {VOID} is void: if it represents a class, as in black "
+        "and white masks, specify the value of each class (mask_values of Folder, such as [0, 255])."
     )
     return Fault("classes", [split], [], message)
 
 
 def overlaps(images: Iterable[tuple[str, Path]]) -> Iterable[Fault]:
-    """Images of the same content in different splits; only what is equally large is read.
+    """Yield the faults of images with the same content in different splits; only files of equal size are read.
 
     Args:
         images: Splits and files that exist.
@@ -171,16 +173,16 @@ def overlaps(images: Iterable[tuple[str, Path]]) -> Iterable[Fault]:
 
 
 def overlap(splits: Sequence[str], files: Sequence[str]) -> Fault:
-    """The fault of files that hold the same image, in different splits."""
+    """Return the fault of files in different splits that contain the same image."""
     places = sorted((split, file) for split, file in zip(splits, files, strict=True))
-    ends = [places[0], places[-1], *places[1:-1]]  # of two splits, whatever is left out
+    ends = [places[0], places[-1], *places[1:-1]]  # the first two are in different splits
     where = shorten(f"{file} ({split})" for split, file in ends)
     message = f"{where}: got the same image in different splits, expected it in one only. Remove it from the others."
     return Fault("in two splits", sorted(set(splits)), list(files), message)
 
 
 def grouped(images: Iterable[tuple[str, Path]], key: Callable[[Path], Hashable]) -> Iterable[list[tuple[str, Path]]]:
-    """Images in groups of the same key."""
+    """Group images by a key of their files."""
     groups = defaultdict(list)
     for split, path in images:
         groups[key(path)].append((split, path))
@@ -188,18 +190,18 @@ def grouped(images: Iterable[tuple[str, Path]], key: Callable[[Path], Hashable])
 
 
 def files_of(sample: Sample) -> list[str]:
-    """The image file and, if there is one, the mask file of a sample; its name if it is none of files."""
+    """Return the image file and, if there is one, the mask file of a sample; its name if it is not made of files."""
     paths = [getattr(sample, key, None) for key in ("image_path", "mask_path")]
     return [str(path) for path in paths if path is not None] or [sample.name]
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an opened image after the turn that its EXIF orientation asks for."""
+    """Return width and height of an opened image after the rotation that its EXIF orientation requires."""
     return (image.height, image.width) if orientation(image) >= 5 else image.size
 
 
 def exif_hint(sample: Sample) -> str:
-    """Return the remedy where a mask has another size than its image because EXIF turns one of them, else nothing."""
+    """Return the remedy if a mask does not match its image because EXIF rotates the image only, otherwise nothing."""
     files = files_of(sample)
     try:
         turned = [orientation_of(Path(file)) >= 5 for file in files]
@@ -208,8 +210,8 @@ def exif_hint(sample: Sample) -> str:
     if turned != [True, False]:
         return ""
     return (
-        f" EXIF turns {files[0]} by 90 degrees and not its mask: if the mask was drawn on the unturned pixels, remove "
-        f"the EXIF orientation of the image (exiftool -Orientation= {files[0]}), or turn the mask as well."
+        f" EXIF rotates {files[0]} by 90 degrees, but not its mask: if the mask was drawn on the unrotated pixels, "
+        f"remove the EXIF orientation of the image (exiftool -Orientation= {files[0]}), otherwise rotate the mask."
     )
 
 

@@ -1,4 +1,4 @@
-"""The data module: a data set, made into batches for Lightning."""
+"""The data module, which loads a data set in batches for Lightning."""
 
 import atexit
 import multiprocessing
@@ -32,22 +32,22 @@ class SegmentationData(pl.LightningDataModule):
     Args:
         dataset: The data set: Streets (generated, no download), PascalVOC, Cityscapes, CamVid, Folder, or the class
             path of your own.
-        batch_size: Crops per training batch and process; the paper's 6 on two GPUs is 3 on each.
+        batch_size: Crops per training batch and process; the paper's 6 means 3 on each of two GPUs.
         eval_batch_size: Images per evaluation batch and process; images of different sizes need 1.
-        num_workers: Worker processes that load data, per process; 0 loads in the main one.
+        num_workers: Worker processes that load data, per training process; 0 loads in the main process.
         crop_size: Side of the training crops, in pixels.
         scale: Smallest and largest factor of the random scale in training.
         flip: Mirror images at random in training.
         photometric: Jitter colours in training.
-        resize: Height and width that every image is resized to first, in training and evaluation; null leaves them.
+        resize: Height and width to which every image is resized first, in training and evaluation; null keeps its size.
         center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
-        skip_bad_samples: Put another training sample in the place of one whose files cannot be used, and list it in
-            `skipped.csv`. Evaluation never skips.
-        check: Look at the header of every file before training, and at as many training masks as it takes to see every
-            class, see `check_headers` and `check_classes`.
-        prepared: Folder that `crosscoop prepare-data` filled: decoded samples, of which a crop reads only its own part.
-            Splits that it does not hold are read as ever.
-        seed: Seed of order and augmentation; taken from seed_everything on the command line.
+        skip_bad_samples: Replace a training sample whose files cannot be used by another one, and list it in
+            `skipped.csv`. Evaluation never skips samples.
+        check: Check the header of every file before training, and decode as many training masks as needed to find
+            every class, see `check_headers` and `check_classes`.
+        prepared: Folder of decoded samples from `crosscoop prepare-data`, of which a crop reads only the part that it
+            needs. Splits that are missing there are read from the original files.
+        seed: Seed of order and augmentation; set by seed_everything on the command line.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SegmentationData(pl.LightningDataModule):
         self.resize, self.center_crop, self.prepared, self.seed = resize, center_crop, prepared, seed
 
     def protocol(self, split: str, num_images: int) -> dict[str, Any]:
-        """How figures are measured on so many images of a split; it stands beside every one of them."""
+        """Return how metrics are measured on a number of images of a split, to accompany every result."""
         region = f"centre crop {self.center_crop}" if self.center_crop else "whole images"
         size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
         return {
@@ -99,13 +99,13 @@ class SegmentationData(pl.LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Bring the data to disk, and before training look at all files, once per machine."""
+        """Prepare the data on disk and, before training, check all files; once per machine."""
         self.dataset.prepare()
         if self.check and self.trainer and self.trainer.state.fn == "fit":
             self._check()
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Augmented crops of the training split."""
+        """Return a loader of augmented crops of the training split."""
         samples = self._samples(self.dataset.train_split, self.skip_bad_samples)
         augmentation = Augmentation(self.crop_size, self.scale, self.flip, self.photometric)
         training_set = TrainingSet(
@@ -116,19 +116,19 @@ class SegmentationData(pl.LightningDataModule):
         return self._loader(training_set, self.batch_size, sampler, drop_last=full)
 
     def val_dataloader(self) -> DataLoader[Item]:
-        """The validation split."""
+        """Return a loader of the validation split."""
         return self._evaluation_loader(self.dataset.val_split)
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """The test split."""
+        """Return a loader of the test split."""
         return self._evaluation_loader(self.dataset.test_split)
 
     def evaluation_set(self, split: str) -> EvaluationSet:
-        """A split's samples, as they are evaluated."""
+        """Return a split's samples as they are evaluated."""
         return EvaluationSet(self._samples(split), self.resize, self.center_crop, self.dataset.num_classes)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Bytes travel to the device; there images become RGB in [0, 1] and masks whole numbers."""
+        """Convert images to RGB in [0, 1] and masks to int64 on the device, because bytes are faster to transfer."""
         image: Tensor = batch["image"]
         return {**batch, "image": image.float() / 255, "mask": batch["mask"].long()}
 
@@ -142,20 +142,23 @@ class SegmentationData(pl.LightningDataModule):
             samples = error.samples
         official = self.dataset.official_sizes.get(split, len(samples))
         if not samples:
-            raise CrosscoopError(f"data.dataset: split {split!r} of {type(self.dataset).__name__} is empty.")
+            raise CrosscoopError(
+                f"data.dataset: split {split!r} of {type(self.dataset).__name__} is empty, expected at least one "
+                "sample. Correct the split."
+            )
         if len(samples) != official:
             warnings.warn(
                 f"Split {split!r} of {type(self.dataset).__name__} has {len(samples)} images, the official one "
-                f"{official}: figures on it compare with nobody else's.",
+                f"{official}: results on it are not comparable with published ones.",
                 stacklevel=2,
             )
         return samples if self.prepared is None else prepared_samples(Path(self.prepared), split, samples)
 
     def _check(self) -> None:
-        """Refuse faults that a quick look shows; those of training samples not where they are skipped anyway.
+        """Raise an error for faults that a quick check finds, except in training samples that are skipped anyway.
 
         Raises:
-            CrosscoopError: There are some.
+            CrosscoopError: There are faults.
         """
         train, val = self.dataset.train_split, self.dataset.val_split
         splits = {train: self._samples(train, self.skip_bad_samples), val: self._samples(val)}
@@ -172,8 +175,8 @@ class SegmentationData(pl.LightningDataModule):
                 f"data.dataset: got {len(faults)} faults, expected none:\n"
                 + "\n".join(f"- {fault.message}" for fault in faults[:3])
                 + ("\n- ..." if len(faults) > 3 else "")
-                + "\ncrosscoop check-data lists all; data.skip_bad_samples leaves out training samples that cannot be "
-                "used; data.check false does not look."
+                + "\ncrosscoop check-data lists all of them; data.skip_bad_samples skips training samples that cannot "
+                "be used; data.check: false disables this check."
             )
 
     def _world(self) -> tuple[int, int]:
@@ -185,7 +188,7 @@ class SegmentationData(pl.LightningDataModule):
         if len(evaluation_set) < world_size:
             raise CrosscoopError(
                 f"Split {split!r} has {len(evaluation_set)} images for {world_size} processes; expected at least one "
-                "each. Lower trainer.devices or trainer.num_nodes."
+                "per process. Reduce trainer.devices or trainer.num_nodes."
             )
         sampler = EvaluationSampler(evaluation_set, world_size, rank)
         return self._loader(evaluation_set, self.eval_batch_size, sampler, drop_last=False)
@@ -208,21 +211,21 @@ class SegmentationData(pl.LightningDataModule):
 
 
 def undisturbed(worker: int) -> None:
-    """Leave signals that go to the whole process group to the main process, which ends its workers itself."""
+    """Ignore signals to the process group in a worker; the main process ends its workers itself."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
 def end_workers() -> None:
-    """End workers that an error left: multiprocessing would send SIGTERM, which they do not hear, and wait."""
+    """Kill workers that remain after an error: multiprocessing would send SIGTERM, which they ignore, and wait."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
 
 
 def collate(items: Sequence[Item]) -> Any:
-    """Stack items of one size into a batch.
+    """Stack items of equal size into a batch.
 
     Raises:
         CrosscoopError: Their sizes differ.
@@ -230,8 +233,8 @@ def collate(items: Sequence[Item]) -> Any:
     sizes = {tuple(item["image"].shape[-2:]) for item in items}
     if len(sizes) > 1:
         raise CrosscoopError(
-            f"A batch would hold images of different sizes: {sorted(sizes)}. Set data.eval_batch_size to 1, or "
-            "data.center_crop or data.resize."
+            f"A batch contains images of different sizes: {sorted(sizes)}; expected one size. Set "
+            "data.eval_batch_size to 1, or set data.center_crop or data.resize."
         )
     skipped = [fault for item in items for fault in item.get("skipped", [])]
     batch = default_collate([{key: item[key] for key in ("image", "mask", "name")} for item in items])
@@ -239,15 +242,15 @@ def collate(items: Sequence[Item]) -> Any:
 
 
 def open_data(config: dict[str, Any]) -> SegmentationData:
-    """The data that a configuration names.
+    """Return the data module that a configuration describes.
 
     Raises:
-        CrosscoopError: The configuration names none, or they cannot be opened.
+        CrosscoopError: The configuration does not describe any data, or the data cannot be opened.
     """
-    parser = ArgumentParser(exit_on_error=False)  # which writes into what it parses
+    parser = ArgumentParser(exit_on_error=False)  # it modifies the object that it parses
     parser.add_class_arguments(SegmentationData, "data")
     try:
         data: SegmentationData = parser.instantiate(parser.parse_object({"data": deepcopy(config["data"])})).data
     except (ArgumentError, KeyError, TypeError) as error:
-        raise CrosscoopError(f"The configuration names no data that can be opened ({error}).") from error
+        raise CrosscoopError(f"The configuration does not describe usable data ({error}).") from error
     return data

@@ -1,4 +1,4 @@
-"""What a data set is: named classes, their colours, and splits of samples that read themselves."""
+"""The interface of a data set: named classes, their colours, and splits of samples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,24 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOID = 255
-"""The mask value of pixels that count nowhere: not in the loss, not in a metric."""
+"""The mask value of pixels that losses and metrics ignore."""
 
 Array = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 VOID_COLOR: Color = (224, 224, 192)
-"""VOC's cream."""
+"""The cream in VOC's masks."""
 
 
 @dataclass(frozen=True)
 class Legend:
-    """The colours in which the mask files of a data set show its classes.
+    """The colours that represent the classes in a data set's mask files.
 
     Attributes:
         class_names: One name per class, in index order.
         palette: One RGB colour per class, in index order.
-        void: The colours that mean void; VOC's cream does in any case, unless it is the colour of a class.
-        only: Whether the colours alone count, whatever the values of the files are.
+        void: The colours that represent void; VOC's cream always does, unless it is the colour of a class.
+        only: Whether masks are read by their colours only, whatever the values of the files are.
     """
 
     class_names: Sequence[str]
@@ -37,19 +37,19 @@ class Legend:
 
     @cached_property
     def indices(self) -> dict[Color, int]:
-        """The class index, or `VOID`, of each colour; colours that several classes share are left out."""
+        """The class index, or `VOID`, of each colour; colours that several classes share are omitted."""
         palette = [(red, green, blue) for red, green, blue in self.palette]
         void = {VOID_COLOR, *((red, green, blue) for red, green, blue in self.void)} - set(palette)
         classes = {color: index for index, color in enumerate(palette) if palette.count(color) == 1}
         return dict.fromkeys(void, VOID) | classes
 
     def name(self, index: int) -> str:
-        """The name of a class index, or of `VOID`."""
+        """Return the name of a class index, or of `VOID`."""
         return "void" if index == VOID else self.class_names[index]
 
 
 class Sample(Protocol):
-    """One image and its mask, read when asked for.
+    """An image and its mask, read on demand.
 
     Attributes:
         name: Path-like name without suffix, unique in its split (`aachen/aachen_000000_000019`); predictions
@@ -62,27 +62,26 @@ class Sample(Protocol):
         ...
 
     def image(self) -> Array:
-        """The image: `(H, W, 3)` uint8 RGB."""
+        """Return the image: `(H, W, 3)` uint8 RGB."""
         ...
 
     def mask(self) -> Array | None:
-        """The mask: `(H, W)` uint8 class indices, `VOID` where there is no label; None for unlabelled samples."""
+        """Return the mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels; None for unlabelled samples."""
         ...
 
 
 class SegmentationDataset(ABC):
-    """A data set for semantic segmentation: classes, colours and splits. The contract for your own.
+    """A data set for semantic segmentation: classes, colours and splits. To define your own, write a subclass.
 
     Attributes:
         class_names: One name per class, in index order.
         palette: One RGB colour per class, in index order.
-        legend: The colours that mask files show the classes in; None where they are not known, so that only values
-            count.
-        official_sizes: Number of images that each official split must have; a split that is absent here has
-            no official size.
+        legend: The colours of the classes in mask files; None if they are unknown, so that masks are read by their
+            values.
+        official_sizes: Number of images in each official split; other splits do not have an official size.
         train_split: Name of the split that `fit` trains on.
         val_split: Name of the split that `fit` and `validate` evaluate on.
-        test_split: Name of the split that `test` and `predict` use, unless told otherwise.
+        test_split: Name of the split that `test` and `predict` use by default.
     """
 
     class_names: Sequence[str]
@@ -95,15 +94,15 @@ class SegmentationDataset(ABC):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, void not counted."""
+        """The number of classes, not counting void."""
         return len(self.class_names)
 
     def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to prepare)
-        """Bring the data to disk, by download for example; called once per machine before a split is read."""
+        """Prepare the data on disk, for example by a download; called once per machine before a split is read."""
 
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
-        """The samples of a split, in the official order.
+        """Return the samples of a split, in the official order.
 
         Args:
             split: A split's name.
@@ -114,7 +113,7 @@ class SegmentationDataset(ABC):
 
 
 def colormap(count: int) -> tuple[Color, ...]:
-    """The first `count` colours of PASCAL VOC's colour map; index 0 is black.
+    """Return the first `count` colours of PASCAL VOC's colour map; index 0 is black.
 
     The bits of an index, three at a time from the lowest, are the bits of red, green and blue from the
     highest, so that neighbours differ strongly (`VOClabelcolormap.m` of the VOC development kit).

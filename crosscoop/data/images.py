@@ -1,4 +1,4 @@
-"""Image and mask files, read and written."""
+"""Reading and writing of image and mask files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,20 +13,20 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.files import replacing, shorten
 
 LOSSY = ("JPEG", "MPO")
-"""Formats that change values."""
+"""Formats whose compression changes values."""
 
 ORIENTATION = 0x0112
-"""The EXIF tag."""
+"""The EXIF tag of the orientation."""
 
 UNKNOWN = 254
-"""A lookup table gives it for unknown values; `read_mask` refuses it, up to 254 classes."""
+"""The entry of a lookup table for unknown values, which `read_mask` rejects; it limits a data set to 254 classes."""
 
 
 def read_image(path: Path) -> Array:
-    """Reads an image as `(H, W, 3)` uint8 RGB.
+    """Read an image as `(H, W, 3)` uint8 RGB.
 
-    Grey, palette and CMYK images are converted, transparency is dropped, 16 bits become their high byte, and
-    the EXIF orientation is applied. PIL reads, not OpenCV, which returns a truncated PNG as if it were whole.
+    Grey, palette and CMYK images are converted, transparency is dropped, 16 bits are reduced to their high byte, and
+    the EXIF orientation is applied. PIL is used because OpenCV returns a truncated PNG as if it were complete.
 
     Args:
         path: Any file that PIL can read.
@@ -39,20 +39,20 @@ def read_image(path: Path) -> Array:
 
 
 def to_rgb(image: Image.Image, name: str) -> Array:
-    """A PIL image as `(H, W, 3)` uint8 RGB, see `read_image`.
+    """Convert a PIL image to `(H, W, 3)` uint8 RGB, see `read_image`.
 
     Args:
-        image: The image; its orientation is taken as it is.
-        name: What to call it in a message.
+        image: The image; its orientation is not changed.
+        name: Its name in error messages.
 
     Raises:
-        CrosscoopError: The image is deeper than 16 bits, or of a colour space that PIL cannot convert.
+        CrosscoopError: The image is deeper than 16 bits, or has a colour space that PIL cannot convert.
     """
     if image.mode == "F" or image.mode.startswith("I"):  # convert("RGB") would clip these at 255
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise CrosscoopError(
-                f"{name}: got pixels of 32 bits (mode {image.mode}), expected 8 or 16; save them as 8-bit RGB"
+                f"{name}: got 32-bit pixels (mode {image.mode}), expected 8 or 16 bits; save it as 8-bit RGB"
             )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     image.info.pop("transparency", None)  # it is dropped anyway; PIL would warn
@@ -67,26 +67,26 @@ def to_rgb(image: Image.Image, name: str) -> Array:
 def read_mask(path: Path, num_classes: int, lookup: Array | None = None, legend: Legend | None = None) -> Array:
     """Read a mask as `(H, W)` uint8 class indices.
 
-    What counts are the values of grey files of 1 to 16 bits (also those stored as RGB of equal channels) and the
-    indices of palette files. Other colours are read by the legend. A file is refused if one of its values has the
-    colour of another class there, as after a tool has renumbered a palette.
+    Classes are read from the values of grey files of 1 to 16 bits (including those stored as RGB with equal channels)
+    and from the indices of palette files. Other colours are looked up in the legend. A file is rejected if one of its
+    values has the colour of another class in the legend, for example after a tool has renumbered the palette.
 
     Args:
         path: A lossless image.
         num_classes: The number of classes.
-        lookup: 256 uint8 entries, from the file's value to the class index, see `lookup_table`.
-        legend: The colours of the classes; without it only values count.
+        lookup: 256 uint8 entries that map the file's values to class indices, see `lookup_table`.
+        legend: The colours of the classes; without it, only values are read.
 
     Raises:
-        CrosscoopError: The file is missing, empty, damaged or lossy, holds a value or colour that is neither a class
-            nor `VOID`, or contradicts the legend.
+        CrosscoopError: The file is missing, empty, damaged or lossy, contains a value or colour that is neither a
+            class nor `VOID`, or contradicts the legend.
     """
     with open_image(path) as opened:
         check_mask_mode(opened, path)
         largest, image = _largest(opened), _load(opened, path)
     if image.mode in ("LA", "RGBA") and image.getextrema()[-1] != (255, 255):
         raise CrosscoopError(
-            f"{path}: got transparent pixels, expected opaque ones, so that each has one class; save it without alpha"
+            f"{path}: got transparent pixels, expected opaque ones; save the mask without an alpha channel"
         )
     values = None if legend and legend.only else _values(image, largest)
     if values is None:
@@ -103,28 +103,28 @@ def read_mask(path: Path, num_classes: int, lookup: Array | None = None, legend:
     for value, (own, other) in clashes(image, lookup, legend).items():
         if legend and (values == value).any():
             raise CrosscoopError(
-                f"{path}: its value {value} stands for {legend.name(own)}, but has the colour of {legend.name(other)} "
-                "there, expected both to mean the same. Has a tool renumbered its palette? Restore the original file, "
-                "correct the palette of the data set, or read the colours instead (mask_colors of Folder)."
+                f"{path}: its value {value} stands for {legend.name(own)}, but has the colour of {legend.name(other)}, "
+                "expected both to be the same class. A tool may have renumbered its palette. Restore the original "
+                "file, correct the palette of the data set, or read the colours instead (mask_colors of Folder)."
             )
     return mask
 
 
 def check_mask_mode(image: ImageFile.ImageFile, path: Path) -> None:
-    """Refuse what cannot be a lossless mask; its header is enough to tell.
+    """Reject a file that cannot be a lossless mask; the header is sufficient.
 
     Args:
         image: The opened image, not decoded yet.
         path: Its file, for the message.
 
     Raises:
-        CrosscoopError: It is of another kind.
+        CrosscoopError: The file is lossy, or its pixels cannot represent classes.
     """
     lossy = image.format in LOSSY or image.info.get("compression") == "jpeg"
     colors = image.mode in ("LA", "RGB", "RGBA")
     deep = colors and is_deep(image)  # PIL would drop the low bytes
     if lossy or deep or not (colors or image.mode in ("1", "L", "P") or image.mode.startswith("I")):
-        kind = "lossy" if lossy else "16 bits a channel" if deep else f"mode {image.mode}"
+        kind = "lossy" if lossy else "16 bits per channel" if deep else f"mode {image.mode}"
         raise CrosscoopError(
             f"{path}: got a mask in format {image.format} ({kind}), expected a lossless image of class indices or "
             "colours; save the class indices as a grey or palette PNG"
@@ -132,10 +132,10 @@ def check_mask_mode(image: ImageFile.ImageFile, path: Path) -> None:
 
 
 def clashes(image: Image.Image, lookup: Array | None, legend: Legend | None) -> dict[int, tuple[int, int]]:
-    """Find values that have the colour of another class in a mask, whether used or not; its header is enough to tell.
+    """Find values, used or not, that have the colour of another class in a mask; the header is sufficient.
 
-    Only the first value of a colour counts, as unused entries of a palette repeat another, mostly black; black may also
-    mark any void. Grey levels of a palette file say nothing.
+    Only the first value of each colour is considered, because unused palette entries repeat another one, mostly black.
+    Black may also represent any void value. A palette of grey levels does not represent classes.
 
     Args:
         image: The opened mask: with a palette, or grey levels as RGB.
@@ -143,7 +143,7 @@ def clashes(image: Image.Image, lookup: Array | None, legend: Legend | None) -> 
         legend: The colours of the classes.
 
     Returns:
-        By value, the class index (or `VOID`) that it stands for, and the one whose colour it has.
+        For each value, the class index (or `VOID`) that it stands for, and the class index whose colour it has.
     """
     if legend is None or legend.only or image.mode not in ("P", "RGB", "RGBA"):
         return {}
@@ -151,7 +151,7 @@ def clashes(image: Image.Image, lookup: Array | None, legend: Legend | None) -> 
     if image.mode == "P":
         palette = image.palette
         plain = palette and palette.mode == "RGB" and palette.rawmode in (None, "RGB")
-        flat = list(palette.palette) if palette and plain else image.getpalette() or []  # which decodes
+        flat = list(palette.palette) if palette and plain else image.getpalette() or []  # which decodes the image
         colors = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
         if colors == levels[: len(colors)]:
             return {}
@@ -166,7 +166,7 @@ def clashes(image: Image.Image, lookup: Array | None, legend: Legend | None) -> 
 
 
 def _values(image: Image.Image, largest: int | None) -> NDArray[Any] | None:
-    """Return the values of a mask `(H, W)` as its file holds them, or None of a mask in colours.
+    """Return the values of a mask `(H, W)` as stored in its file, or None for a mask in colours.
 
     Args:
         image: The decoded mask.
@@ -177,7 +177,7 @@ def _values(image: Image.Image, largest: int | None) -> NDArray[Any] | None:
         if image.mode != "LA" and (values[..., :1] != values[..., 1:3]).any():
             return None
         values = values[..., 0]
-    if largest is not None:  # to the nearest whole number: PIL has stretched them
+    if largest is not None:  # PIL has stretched them: round to the nearest integer
         white = 0xFFFF if image.mode.startswith("I") else 0xFF
         values = (values.astype(np.int64) * largest + white // 2) // white
     return values
@@ -187,12 +187,12 @@ def _by_color(image: Image.Image, path: Path, legend: Legend | None) -> Array:
     """Return the class indices `(H, W)` of a mask in colours.
 
     Raises:
-        CrosscoopError: The colours are not known, or a colour is that of no class.
+        CrosscoopError: The colours are unknown, or a colour does not belong to any class.
     """
     if legend is None:
         raise CrosscoopError(
-            f"{path}: got a mask in colours (mode {image.mode}), expected class indices; save those as a grey or "
-            "palette PNG, or give the colours of the classes (palette of Folder)"
+            f"{path}: got a mask in colours (mode {image.mode}), expected class indices; save them as a grey or "
+            "palette PNG, or specify the colours of the classes (palette of Folder)"
         )
     if image.mode.startswith("I"):
         raise CrosscoopError(f"{path}: got a mask of mode {image.mode}, expected colours; set mask_colors to false")
@@ -213,7 +213,7 @@ def _by_color(image: Image.Image, path: Path, legend: Legend | None) -> Array:
 
 
 def _unknown(path: Path, values: NDArray[Any], num_classes: int) -> CrosscoopError:
-    """Return the error of values that are no class."""
+    """Return the error for values that do not stand for a class."""
     return CrosscoopError(
         f"{path}: got the mask values {shorten(np.unique(values), 8)}, expected only values that stand for one of "
         f"the {num_classes} classes or void ({VOID}); correct the file or the classes"
@@ -221,7 +221,7 @@ def _unknown(path: Path, values: NDArray[Any], num_classes: int) -> CrosscoopErr
 
 
 def write_mask(path: Path, mask: Array, palette: Sequence[Color]) -> None:
-    """Writes a mask as a palette PNG, whole or not at all.
+    """Write a mask as a palette PNG, completely or not at all.
 
     Args:
         path: The file to write.
@@ -232,13 +232,13 @@ def write_mask(path: Path, mask: Array, palette: Sequence[Color]) -> None:
     colors[VOID] = VOID_COLOR
     colors[: len(palette)] = palette
     image = Image.fromarray(mask)
-    image.putpalette(colors.tobytes())  # turns mode L into mode P, the values stay
+    image.putpalette(colors.tobytes())  # turns mode L into mode P and keeps the values
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")
 
 
 def lookup_table(indices: Mapping[int, int]) -> Array:
-    """256 uint8 entries from mask values to class indices; `VOID` stays unless named, the rest is `UNKNOWN`.
+    """Return 256 uint8 class indices by mask value; `VOID` is kept unless specified, other values are `UNKNOWN`.
 
     Args:
         indices: The class index, or `VOID`, of each mask value.
@@ -252,23 +252,23 @@ def lookup_table(indices: Mapping[int, int]) -> Array:
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image: 1 is upright, 3 upside down, 5 to 8 a quarter turn.
 
-    EXIF that follows the pixels of a PNG, as few programs write it, is not looked for.
+    EXIF data after the pixels of a PNG, which few programs write, is ignored.
     """
     if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
-        return 1  # PIL would decode it first
+        return 1  # PIL would have to decode it first
     value = image.getexif().get(ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
 
 def open_image(path: Path) -> ImageFile.ImageFile:
-    """Open an image, which reads its header; it is closed by `with`.
+    """Open an image and read only its header; use it as a context manager.
 
     Raises:
-        CrosscoopError: The file is missing, empty, or no image.
+        CrosscoopError: The file is missing, empty, or not an image.
     """
     if not path.is_file():
         raise CrosscoopError(
-            f"{path}: got no such file, expected an image; check the data set's root, or restore the file"
+            f"{path}: file not found, expected an image; check the data set's root, or restore the file"
         )
     try:
         return Image.open(path)
@@ -287,19 +287,19 @@ def _load(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _damaged(path: Path, error: Exception) -> CrosscoopError:
-    size = path.stat().st_size if path.is_file() else 0  # it may have vanished meanwhile
+    size = path.stat().st_size if path.is_file() else 0  # it may have been deleted meanwhile
     return CrosscoopError(
-        f"{path}: got {size} bytes that do not decode ({error}), expected a whole image; restore the file"
+        f"{path}: got {size} bytes that cannot be decoded ({error}), expected a complete image; restore the file"
     )
 
 
 def is_deep(image: ImageFile.ImageFile) -> bool:
-    """Tell whether an opened image has 16 bits a channel."""
+    """Return whether an opened image has 16 bits per channel."""
     return image.mode.startswith("I") or ";16" in str(_raw(image)[1])
 
 
 def _raw(image: ImageFile.ImageFile) -> tuple[str, Any, Any]:
-    """Return PIL's decoder of an opened image, and its first and last argument: the form of its pixels in the file."""
+    """Return PIL's decoder of an opened image with its first and last argument, which describe the stored pixels."""
     if not image.tile:
         return "", "", ""
     decoder, arguments = image.tile[0][0], image.tile[0][3]
@@ -307,6 +307,6 @@ def _raw(image: ImageFile.ImageFile) -> tuple[str, Any, Any]:
 
 
 def _largest(image: ImageFile.ImageFile) -> int | None:
-    """Return the largest value of an opened grey file of few bits, which PIL stretches to white; else None."""
+    """Return the largest value of an opened grey file of few bits, which PIL stretches to white; otherwise None."""
     decoder, form, maximum = _raw(image)
     return int(maximum) if decoder in ("ppm", "ppm_plain") else {"L;2": 3, "L;4": 15}.get(str(form)[:3])

@@ -1,4 +1,4 @@
-"""What a user may not expect of files that can be read."""
+"""Peculiarities of readable files that a user may not expect."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from crosscoop.data.images import is_deep, open_image, orientation, read_image
 from crosscoop.files import shorten
 
 Note = tuple[Path, str]
-"""A file, and what is peculiar about it; what differs from file to file is left out."""
+"""A file and the description of a peculiarity, which does not contain what differs between files."""
 
 
 def of_sample(sample: Sample, image: Array | None = None) -> list[Note]:
-    """Note what is peculiar about the files of a sample; nothing of one that cannot be read.
+    """Return the peculiarities of a sample's files; none if they cannot be read.
 
     Args:
         sample: The sample.
-        image: Its image, where that has been read.
+        image: Its image, if it has already been read.
     """
     image_path, *mask_paths = map(Path, files_of(sample))
     notes = of_image(image_path, image)
@@ -28,19 +28,21 @@ def of_sample(sample: Sample, image: Array | None = None) -> list[Note]:
             with open_image(image_path) as photo, open_image(mask_path) as mask:
                 turn = orientation(photo)
                 if turn != orientation(mask) and photo.size == upright_size(mask):
-                    text = f"are turned or mirrored by EXIF (orientation {turn}) and their masks are not: do they fit?"
+                    text = (
+                        f"are rotated or mirrored by EXIF (orientation {turn}), but their masks are not: do they match?"
+                    )
                     notes.append((image_path, text))
-        except (OSError, ValueError):  # ours is a ValueError
+        except (OSError, ValueError):  # CrosscoopError is a ValueError
             continue
     return notes
 
 
 def of_image(path: Path, image: Array | None = None) -> list[Note]:
-    """Note what is peculiar about an image file; nothing of one that cannot be read.
+    """Return the peculiarities of an image file; none if it cannot be read.
 
     Args:
         path: The file.
-        image: What it was read as, where it has been read.
+        image: The image, if it has already been read.
     """
     try:
         notes = _pages(path)
@@ -51,18 +53,18 @@ def of_image(path: Path, image: Array | None = None) -> list[Note]:
         return []
     if top < 64:
         text = (
-            f"use the lower {8 + top.bit_length()} of 16 bits only and look nearly black, since the upper 8 are read: "
-            "scale them to the full range"
+            f"use only the lower {8 + top.bit_length()} of 16 bits and appear nearly black, because the upper 8 are "
+            "read: scale them to the full range"
         )
         notes.append((path, text))
     return notes
 
 
 def summed_up(notes: Iterable[Note]) -> list[str]:
-    """Return a line for all files of the same peculiarity.
+    """Return one line per peculiarity, with its files.
 
     Args:
-        notes: Of any number of files.
+        notes: The peculiarities of any number of files.
     """
     files = defaultdict(list)
     for file, text in notes:
@@ -73,4 +75,4 @@ def summed_up(notes: Iterable[Note]) -> list[str]:
 def _pages(path: Path) -> list[Note]:
     with open_image(path) as image:
         several = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # MPO: a photo and its preview
-    return [(path, "have several pages or frames, of which the first is read")] * several
+    return [(path, "have several pages or frames, of which only the first is read")] * several

@@ -1,4 +1,4 @@
-"""From samples to tensors: what a worker does."""
+"""Conversion of samples to tensors, in the worker processes."""
 
 from collections.abc import Iterator, Sequence
 from typing import NotRequired, TypedDict
@@ -16,13 +16,13 @@ from crosscoop.files import shorten
 
 
 class Item(TypedDict):
-    """One sample as tensors; batches hold the same keys.
+    """A sample as tensors; batches have the same keys.
 
     Attributes:
         image: `(3, H, W)` uint8 RGB.
-        mask: `(H, W)` uint8 class indices, `VOID` where there is no label.
+        mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels.
         name: The sample's name.
-        skipped: Name and fault of each bad sample that this one stands in for.
+        skipped: Name and fault of each bad sample that this one replaces.
     """
 
     image: Tensor
@@ -32,15 +32,15 @@ class Item(TypedDict):
 
 
 class TrainingSet(Dataset[Item]):
-    """Augmented samples, drawn by (index, epoch).
+    """Augmented samples, indexed by (index, epoch).
 
     Args:
         samples: A split's samples; all must have masks.
         augmentation: Applied to each draw.
-        resize: Height and width that samples are resized to beforehand; None leaves them.
-        seed: With epoch and index it determines the augmentation.
-        num_classes: Mask values from there on, but for `VOID`, are refused.
-        skip_bad: Put another sample, drawn from the seed, in the place of one that cannot be used.
+        resize: Height and width to which samples are resized first; None keeps their size.
+        seed: Determines the augmentation, together with epoch and index.
+        num_classes: The number of classes; mask values that are not class indices or `VOID` are rejected.
+        skip_bad: Replace a sample that cannot be used by another one, drawn from the seed.
     """
 
     def __init__(
@@ -60,24 +60,24 @@ class TrainingSet(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, draw: tuple[int, int] | int) -> Item:
-        """The augmented sample of a draw; an index alone, as from Lightning's `overfit_batches`, is one of epoch 0."""
+        """Return the augmented sample of a draw; a mere index, as from Lightning's `overfit_batches`, means epoch 0."""
         index, epoch = draw if isinstance(draw, tuple) else (draw, 0)
         skipped: list[tuple[str, str]] = []
         for candidate in self._candidates(index, epoch):
             try:
                 item = self._draw(self.samples[candidate], (self.seed, epoch, index))
                 return {**item, "skipped": skipped} if skipped else item
-            except (OSError, ValueError) as error:  # ours is a ValueError
+            except (OSError, ValueError) as error:  # CrosscoopError is a ValueError
                 if not self.skip_bad:
                     raise
                 skipped.append((self.samples[candidate].name, str(error)))
         raise CrosscoopError(
-            f"data.skip_bad_samples: all {len(skipped)} training samples are bad, expected one that is not. The first: "
-            f"{skipped[0][1]}"
+            f"data.skip_bad_samples: all {len(skipped)} training samples are bad, expected at least one good one. The "
+            f"first: {skipped[0][1]}"
         )
 
     def _candidates(self, index: int, epoch: int) -> Iterator[int]:
-        """The index of a draw, and of what may stand in for it: determined by the seed, not by worker or rank."""
+        """Yield the index of a draw, then its possible replacements, the same on every worker and rank."""
         yield index
         others = np.random.default_rng((self.seed, epoch, index)).permutation(len(self.samples))
         yield from (int(other) for other in others if other != index)
@@ -85,20 +85,20 @@ class TrainingSet(Dataset[Item]):
     def _draw(self, sample: Sample, seed: Sequence[int]) -> Item:
         image, mask = read(sample, self.resize)
         if mask is None:
-            raise CrosscoopError(f"{sample.name} has no mask, but is in the split to train on (data.dataset).")
+            raise CrosscoopError(f"{sample.name} is in the training split, but does not have a mask (data.dataset).")
         image, mask = self.augmentation(image, mask, seed)
         check_values(sample, mask, self.num_classes)
         return to_item(image, mask, sample.name)
 
 
 class EvaluationSet(Dataset[Item]):
-    """Samples as they are: whole, or their central square.
+    """Samples without augmentation, complete or reduced to their central square.
 
     Args:
-        samples: A split's samples; without a mask, all pixels are void.
-        resize: Height and width that samples are resized to beforehand; None leaves them.
-        center_crop: Side of the central square; None for whole images.
-        num_classes: Mask values from there on, but for `VOID`, are refused.
+        samples: A split's samples; if a mask is missing, all pixels are void.
+        resize: Height and width to which samples are resized first; None keeps their size.
+        center_crop: Side of the central square; None for complete images.
+        num_classes: The number of classes; mask values that are not class indices or `VOID` are rejected.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class EvaluationSet(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
-        """A sample."""
+        """Return a sample."""
         sample = self.samples[index]
         image, mask = read(sample, self.resize)
         if self.center_crop:
@@ -127,10 +127,10 @@ class EvaluationSet(Dataset[Item]):
 
 
 def read(sample: Sample, resize: Sequence[int] | None) -> tuple[Array, Array | None]:
-    """Image and mask of a sample, of one size.
+    """Return image and mask of a sample, in the same size.
 
     Raises:
-        CrosscoopError: They cannot be read, or do not fit together.
+        CrosscoopError: They cannot be read, or do not match.
     """
     image, mask = sample.image(), sample.mask()
     check_pair(sample, image, mask)
@@ -138,10 +138,10 @@ def read(sample: Sample, resize: Sequence[int] | None) -> tuple[Array, Array | N
 
 
 def check_pair(sample: Sample, image: Array, mask: Array | None) -> None:
-    """Refuses an image and a mask that are not what a `Sample` promises.
+    """Reject an image and a mask that do not have the form that `Sample` specifies.
 
     Args:
-        sample: Where they come from.
+        sample: Their sample.
         image: Its image.
         mask: Its mask.
 
@@ -156,7 +156,7 @@ def check_pair(sample: Sample, image: Array, mask: Array | None) -> None:
         if not fits:
             raise CrosscoopError(
                 f"{name}: got a{'n' * (what == 'image')} {what} of shape {array.shape} and type {array.dtype}, "
-                f"expected {expected[what]}. Convert it where the data set reads it."
+                f"expected {expected[what]}. Convert it in the data set."
             )
     if mask is not None and mask.shape != image.shape[:2]:
         files = [str(path) for key in ("image_path", "mask_path") if (path := getattr(sample, key, None))]
@@ -168,11 +168,11 @@ def check_pair(sample: Sample, image: Array, mask: Array | None) -> None:
 
 
 def check_values(sample: Sample, mask: Array, num_classes: int) -> None:
-    """Refuses a mask with a value that is no class; those read from files have been refused before.
+    """Reject a mask with a value that is not a class; masks from files have already been checked.
 
     Args:
-        sample: Where it comes from.
-        mask: `(H, W)` uint8, whole or a crop of it.
+        sample: Its sample.
+        mask: `(H, W)` uint8, complete or a crop.
         num_classes: The number of classes.
 
     Raises:
@@ -187,7 +187,7 @@ def check_values(sample: Sample, mask: Array, num_classes: int) -> None:
 
 
 def to_item(image: Array, mask: Array, name: str) -> Item:
-    """Tensors of their own memory from arrays."""
+    """Convert arrays to tensors with their own memory."""
     return {
         "image": torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")),
         "mask": torch.from_numpy(np.array(mask, order="C")),

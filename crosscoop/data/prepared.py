@@ -1,4 +1,4 @@
-"""A data set decoded once: arrays on disk, of which a training crop reads only its own rows."""
+"""A data set decoded once into arrays on disk, of which a training crop reads only the rows that it needs."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from crosscoop.files import replacing, shorten
 
 @dataclass(frozen=True, slots=True)
 class PreparedSample:
-    """A sample whose image and mask are already decoded; they stay on disk until someone reads their pixels.
+    """A sample whose image and mask are already decoded and memory-mapped.
 
     Attributes:
         source: The sample that was decoded.
@@ -43,15 +43,15 @@ class PreparedSample:
         return self.source.mask_path
 
     def file(self, kind: str) -> Path:
-        """Where the `image` or the `mask` is."""
+        """Return the path of the decoded `image` or `mask`."""
         return self.folder / f"{self.name}.{kind}.npy"
 
     def image(self) -> Array:
-        """The image: `(H, W, 3)` uint8 RGB, read-only."""
+        """Return the image: `(H, W, 3)` uint8 RGB, read-only."""
         return self._open("image")
 
     def mask(self) -> Array | None:
-        """The mask: `(H, W)` uint8 class indices, read-only; None for unlabelled samples."""
+        """Return the mask: `(H, W)` uint8 class indices, read-only; None for unlabelled samples."""
         return None if self.source.mask_path is None else self._open("mask")
 
     def _open(self, kind: str) -> Array:
@@ -65,19 +65,20 @@ class PreparedSample:
 
 
 def prepared_samples(folder: Path, split: str, samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The decoded form of a split's samples, or the samples themselves where the folder holds no such split.
+    """Return the decoded samples of a split, or the samples themselves if the folder does not contain the split.
 
     Args:
-        folder: The folder of all splits.
+        folder: The folder that contains the splits.
         split: The split.
         samples: Its samples.
 
     Raises:
-        CrosscoopError: There is no such folder, or a sample is missing in it or has changed since.
+        CrosscoopError: The folder does not exist, or a sample is missing from it or has changed since.
     """
     if not folder.is_dir():
         raise CrosscoopError(
-            f"data.prepared: got {folder}, which is no folder. Make it with `crosscoop prepare-data --output {folder}`."
+            f"data.prepared: got {folder}, expected a folder. Create it with `crosscoop prepare-data --output "
+            f"{folder}`."
         )
     known = read_index(folder / split)
     if not known:
@@ -92,7 +93,7 @@ def prepared_samples(folder: Path, split: str, samples: Sequence[Sample]) -> Seq
 
 
 def decode(sample: PreparedSample) -> FileSample:
-    """Write a sample's arrays, each whole or not at all."""
+    """Write a sample's arrays, each completely or not at all, and return the original sample."""
     for kind, array in (("image", sample.source.image()), ("mask", sample.source.mask())):
         if array is not None:
             with replacing(sample.file(kind)) as temporary:
@@ -101,30 +102,30 @@ def decode(sample: PreparedSample) -> FileSample:
 
 
 def only_files(samples: Iterable[Sample]) -> list[FileSample]:
-    """The samples, all of which are files.
+    """Return the samples, all of which must be files.
 
     Raises:
-        CrosscoopError: One is not.
+        CrosscoopError: A sample is not a `FileSample`.
     """
     files = []
     for sample in samples:
         if not isinstance(sample, FileSample):
             raise CrosscoopError(
-                f"{sample.name}: got a {type(sample).__name__}, expected files: nothing else can be prepared."
+                f"{sample.name}: got a {type(sample).__name__}, expected files: only files can be prepared."
             )
         files.append(sample)
     return files
 
 
 def fingerprint(sample: FileSample) -> list[int]:
-    """Size and time of the sample's files and how its mask is read: what must not change after it was decoded."""
+    """Return size and time of the sample's files and a checksum of its lookup table, to detect later changes."""
     paths = [path for path in (sample.image_path, sample.mask_path) if path is not None]
     lookup = 0 if sample.lookup is None else crc32(sample.lookup.tobytes())
     return [number for stat in map(Path.stat, paths) for number in (stat.st_size, stat.st_mtime_ns)] + [lookup]
 
 
 def read_index(folder: Path) -> dict[str, list[int]]:
-    """The fingerprints of the samples that are decoded there, by name."""
+    """Return the fingerprints of the samples that are decoded in a folder, by name."""
     try:
         known: dict[str, list[int]] = json.loads((folder / "index.json").read_text())
     except (OSError, ValueError):
@@ -134,7 +135,7 @@ def read_index(folder: Path) -> dict[str, list[int]]:
 
 @contextmanager
 def write_index(folder: Path, known: dict[str, list[int]]) -> Iterator[None]:
-    """Replace the index when the block ends, also by an interruption."""
+    """Replace the index when the block ends, even if it is interrupted."""
     try:
         yield
     finally:

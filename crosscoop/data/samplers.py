@@ -1,4 +1,4 @@
-"""Which sample comes when, on which rank."""
+"""The order of the samples and their distribution among the ranks."""
 
 from collections.abc import Iterator, Sized
 from itertools import islice
@@ -9,14 +9,14 @@ from torch.utils.data.distributed import DistributedSampler
 
 
 class TrainingSampler(DistributedSampler[tuple[int, int]]):
-    """Shuffles anew in each epoch, shares the samples among the ranks, and tells each draw its epoch.
+    """A sampler that shuffles in each epoch, distributes the samples among the ranks, and adds the epoch to each index.
 
-    With the epoch in hand a data set can derive the augmentation from (seed, epoch, index): different in every
-    epoch and rank, the same for any number of workers. Lightning calls `set_epoch` and leaves the sampler in place.
+    From the epoch, a data set can derive the augmentation of (seed, epoch, index): different in every epoch and on
+    every rank, the same for any number of workers. Lightning calls `set_epoch` and does not replace the sampler.
     Samples that do not make up one for every rank are left to other epochs: repeated ones would be augmented alike.
 
     Args:
-        dataset: What to draw from.
+        dataset: The data set to draw from.
         world_size: Number of ranks.
         rank: This rank.
         seed: Seed of the order.
@@ -33,13 +33,13 @@ class TrainingSampler(DistributedSampler[tuple[int, int]]):
 
 
 class TrainingLoader(DataLoader[Any]):
-    """Can go on within an epoch, without reading again what came before.
+    """A data loader that can resume within an epoch without reading the earlier samples again.
 
-    Its sampler is a `TrainingSampler`. The workers begin when the first batch is asked for: Lightning makes the
-    iterator of a resumed run before it tells the sampler the epoch.
+    Its sampler is a `TrainingSampler`. The workers start when the first batch is requested, because Lightning creates
+    the iterator of a resumed run before it sets the sampler's epoch.
     """
 
-    skip = 0  # batches to leave out of the next epoch
+    skip = 0  # batches to skip in the next epoch
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the epoch's batches."""
@@ -49,13 +49,13 @@ class TrainingLoader(DataLoader[Any]):
 
 
 class EvaluationSampler(DistributedSampler[int]):
-    """Shares the samples among the ranks without repeating any, so that each counts exactly once.
+    """A sampler that distributes the samples among the ranks without repetition, so that each counts exactly once.
 
-    Ranks may get one sample more than others. DDP bears that: outside training it synchronises nothing but the
-    buffers, at the first forward.
+    Some ranks may receive one sample more than others. DDP tolerates this: outside training, it synchronises only the
+    buffers, at the first forward pass.
 
     Args:
-        dataset: What to draw from.
+        dataset: The data set to draw from.
         world_size: Number of ranks.
         rank: This rank.
     """
@@ -69,5 +69,5 @@ class EvaluationSampler(DistributedSampler[int]):
         return iter(self.indices)
 
     def __len__(self) -> int:
-        """The number of this rank's samples."""
+        """Return the number of this rank's samples."""
         return len(self.indices)

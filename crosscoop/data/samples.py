@@ -1,4 +1,4 @@
-"""Samples that lie on disk, and the lists and folders that name them."""
+"""Samples stored as files, and the lists and folders that define them."""
 
 import codecs
 from collections import Counter
@@ -18,7 +18,7 @@ from crosscoop.files import note, scan, shorten
 NOT_TO_SEGMENT = frozenset(
     ("BUFR", "CUR", "EPS", "FLI", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PDF", "WMF")
 )
-"""PIL's formats of documents, films, icons and brushes, and those that it can only identify."""
+"""PIL's formats for documents, films, icons and brushes, and those that it can only identify."""
 
 
 class SplitError(CrosscoopError):
@@ -26,7 +26,7 @@ class SplitError(CrosscoopError):
 
     Args:
         message: What is wrong with it.
-        samples: What it consists of nevertheless, for who looks at each sample.
+        samples: Its samples nevertheless, for callers that check each of them.
     """
 
     def __init__(self, message: str, samples: Sequence["FileSample"]) -> None:
@@ -34,7 +34,7 @@ class SplitError(CrosscoopError):
         self.samples = samples
 
     def __reduce__(self) -> Any:
-        """What it is made of again in another process."""
+        """Return both arguments, so that the error can be sent between processes."""
         return type(self), (str(self), self.samples)
 
 
@@ -43,7 +43,7 @@ class UnknownSplitError(CrosscoopError):
 
 
 class MissingFilesError(SplitError):
-    """Files of a split are not there."""
+    """A split with missing files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class FileSample:
         name: The sample's name, unique in its split.
         image_path: The image file, see `read_image`.
         mask_path: The mask file, see `read_mask`; None for unlabelled samples.
-        num_classes: The number of classes that the mask may show.
-        lookup: 256 uint8 entries, from the mask file's value to the class index, see `lookup_table`; None
-            where they are the same.
-        legend: The colours of the classes in the mask file; None where they are not known.
+        num_classes: The number of classes that the mask may contain.
+        lookup: 256 uint8 entries that map the mask file's values to class indices, see `lookup_table`; None if both
+            are the same.
+        legend: The colours of the classes in the mask file; None if they are unknown.
     """
 
     name: str
@@ -68,56 +68,56 @@ class FileSample:
     legend: Legend | None = field(default=None, repr=False, compare=False)
 
     def image(self) -> Array:
-        """The image: `(H, W, 3)` uint8 RGB."""
+        """Return the image: `(H, W, 3)` uint8 RGB."""
         return read_image(self.image_path)
 
     def mask(self) -> Array | None:
-        """The mask: `(H, W)` uint8 class indices, `VOID` without label; None for unlabelled samples."""
+        """Return the mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels; None for unlabelled samples."""
         path = self.mask_path
         return None if path is None else read_mask(path, self.num_classes, self.lookup, self.legend)
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes, in lower case, of the image files that PIL reads."""
+    """Return the suffixes, in lower case, of the image files that PIL can read."""
     Image.init()
     formats = Image.registered_extensions().items()
     return frozenset(suffix for suffix, name in formats if name in Image.OPEN and name not in NOT_TO_SEGMENT)
 
 
 def is_image(path: Path) -> bool:
-    """Tell by a file's suffix whether PIL reads it."""
+    """Return whether PIL can read a file, judging by its suffix."""
     return path.suffix.lower() in image_suffixes()
 
 
 def without_suffix(path: Path) -> str:
-    """Return a path as a name: with `/`, and without the suffix of an image (`2007.1` stays `2007.1`)."""
+    """Return a path as a name, with `/` and without the suffix of an image (`2007.1` stays `2007.1`)."""
     return (path.with_suffix("") if is_image(path) else path).as_posix()
 
 
 def images_below(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """Find the images below a folder, see `scan`; a note says which other files are left out.
+    """Return the images below a folder, see `scan`, and print a note about other files.
 
     Args:
         folder: The folder.
-        pattern: A glob relative to it.
+        pattern: A glob pattern relative to it.
     """
     found = scan(folder, pattern)
     images = [path for path in found if is_image(path)]
     if others := [path for path in found if not is_image(path)]:
-        note(f"{folder}: left out {by_suffix(others)}, which PIL does not read as images.")
+        note(f"{folder}: skipped {by_suffix(others)}, which PIL does not read as images.")
     return images
 
 
 def by_suffix(files: Iterable[Path]) -> str:
-    """Count files by their suffix: `4 files (3 .heic, 1 .md)`."""
+    """Return the number of files by suffix as text: `4 files (3 .heic, 1 .md)`."""
     counts = Counter(path.suffix.lower() or "without suffix" for path in files)
     kinds = shorten((f"{count} {suffix}" for suffix, count in counts.most_common()), 5)
     return f"{counts.total()} file{'' if counts.total() == 1 else 's'} ({kinds})"
 
 
 def read_list(path: Path) -> list[str]:
-    """Read the lines of a list file, without blanks around them and without empty lines.
+    """Return the lines of a list file, without surrounding blanks and without empty lines.
 
     Args:
         path: A text file with one sample per line, in UTF-8, or in UTF-16 with a byte order mark.
@@ -131,7 +131,7 @@ def read_list(path: Path) -> list[str]:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CrosscoopError(
-            f"{path}: got no readable list ({error}), expected a text file (UTF-8) with one sample per line; "
+            f"{path}: got an unreadable list ({error}), expected a text file (UTF-8) with one sample per line; "
             "check the data set's root and split"
         ) from error
     lines = [line for raw in text.splitlines() if (line := raw.strip())]
@@ -141,18 +141,18 @@ def read_list(path: Path) -> list[str]:
 
 
 def split_line(line: str, folder: Path, prefix: str = "") -> list[str]:
-    """Split a line of a list into the names of files.
+    """Split a line of a list into file names.
 
-    Names are separated by a tab, blanks, a comma or a semicolon, and may have the backslashes of Windows. A name may
-    hold any of these itself: of all readings, that counts whose files exist.
+    Names are separated by a tab, blanks, a comma or a semicolon, and may contain the backslashes of Windows. As a name
+    may itself contain any of these, the split whose files exist is chosen.
 
     Args:
         line: The line.
         folder: The folder that the names are relative to.
-        prefix: A prefix to strip from every name that has it.
+        prefix: A prefix to remove from every name that has it.
 
     Returns:
-        The names; more than two only if the line is of another form.
+        The names; more than two only if the line has another form.
     """
     readings = [
         [name.removeprefix(prefix) for name in names]
@@ -165,7 +165,7 @@ def split_line(line: str, folder: Path, prefix: str = "") -> list[str]:
 
 
 def _readings(line: str) -> Iterator[list[str]]:
-    """The ways to split a line, the likeliest first; the last takes it whole."""
+    """Yield the ways to split a line, the likeliest first; the last one is the complete line."""
     if "\t" in line:
         yield [name.strip() for name in line.split("\t")]
     yield line.split()
@@ -178,12 +178,12 @@ def read_pairs(path: Path, root: Path, prefix: str = "") -> list[tuple[Path, Pat
     """Read image and mask files from a list with "image mask" or, for unlabelled samples, "image" per line.
 
     Args:
-        path: The list file; see `split_line` for what separates its names.
-        root: The folder that the names are relative to and may not leave.
-        prefix: A prefix to strip from every name that has it.
+        path: The list file; see `split_line` for the separators of names.
+        root: The folder that the names are relative to; files outside it are rejected.
+        prefix: A prefix to remove from every name that has it.
 
     Raises:
-        CrosscoopError: The list cannot be read, or a line is of another form or leads out of `root`.
+        CrosscoopError: The list cannot be read, or a line has another form or refers to a file outside `root`.
     """
     pairs: list[tuple[Path, Path | None]] = []
     for line in read_list(path):
@@ -191,18 +191,18 @@ def read_pairs(path: Path, root: Path, prefix: str = "") -> list[tuple[Path, Pat
         if len(names) > 2 or any(name.is_absolute() or ".." in name.parts for name in names):
             raise CrosscoopError(
                 f'{path}: got the line "{line}", expected "image mask" or "image", relative to {root} and '
-                "inside it; correct the line (a tab separates names that hold blanks)"
+                "inside it; correct the line (a tab separates names that contain blanks)"
             )
         pairs.append((root / names[0], root / names[1] if len(names) == 2 else None))
     return pairs
 
 
 def check_samples(samples: Sequence[FileSample], source: Path) -> Sequence[FileSample]:
-    """Gives the samples back if their names are unique and their files exist; better now than hours later.
+    """Return the samples if their names are unique and their files exist, so that faults are reported early.
 
     Args:
         samples: The samples of a split.
-        source: Where they were found, for the message.
+        source: The list or folder that defines them, for the message.
 
     Raises:
         SplitError: A name occurs twice.
@@ -211,14 +211,14 @@ def check_samples(samples: Sequence[FileSample], source: Path) -> Sequence[FileS
     doubled = [name for name, count in Counter(sample.name for sample in samples).items() if count > 1]
     if doubled:
         raise SplitError(
-            f"{source}: got {shorten(doubled)} more than once, expected each name once; remove the others", samples
+            f"{source}: got {shorten(doubled)} more than once, expected each name once; remove the duplicates", samples
         )
     files = [path for sample in samples for path in (sample.image_path, sample.mask_path) if path is not None]
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise MissingFilesError(
             f"{source}: {len(missing)} of its {len(files)} images and masks are missing: {shorten(missing)}, "
-            "expected all of them; restore them, or list only what is there",
+            "expected all of them; restore them, or list only existing files",
             samples,
         )
     return samples

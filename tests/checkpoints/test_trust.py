@@ -168,7 +168,7 @@ def test_malicious_yaml_runs_nothing(tmp_path, marker, capsys, command):
 def test_files_that_are_no_images_are_refused(tmp_path, content):
     (tmp_path / "image.png").write_bytes(content)
     for read in (read_image, lambda path: read_mask(path, 3)):
-        with pytest.raises(CrosscoopError, match="do not decode"):
+        with pytest.raises(CrosscoopError, match="cannot be decoded"):
             read(tmp_path / "image.png")
 
 

@@ -180,7 +180,7 @@ def test_lists(go, photos, tmp_path):
     listed.write_text(f"a.png\n\n{photos}/sub/d.e.tif\na.png\nmissing.png\n../elsewhere.png\n")
     code, said = go(listed)
     assert code == 1 and "3 written, 0 skipped (already exist), 1 failed" in said
-    assert f"{photos / 'missing.png'}: got no such file" in said
+    assert f"{photos / 'missing.png'}: file not found" in said
     assert names(tmp_path / "out/labels") == ["elsewhere.png", "photos/a.png", "photos/sub/d.e.png"]
 
 
@@ -202,7 +202,7 @@ def test_links_are_followed_and_hidden_folders_left_out(photos, tmp_path, capsys
     (tmp_path / "elsewhere" / "loop").symlink_to(photos)
     root, found = find_images(photos / pattern)
     assert list(by_name(found, root)) == ["a", "b", "c", "sub/d.e", "z"]
-    assert f"Note: {photos}: left out 1 file (1 .heic)" in capsys.readouterr().err
+    assert f"Note: {photos}: skipped 1 file (1 .heic)" in capsys.readouterr().err
 
 
 def test_names_keep_what_is_no_suffix(tmp_path):
@@ -281,7 +281,7 @@ def test_unreadable_images_stop_nothing(go, photos, tmp_path):
         code, said = go(photos)
         assert code == 1 and counts in said
         failed = said[said.index("Failed:") :]
-        assert f"{photos / '0.png'}: got 8 bytes that do not decode" in failed and f"{photos / 'b.JPG'}: " in failed
+        assert f"{photos / '0.png'}: got 8 bytes that cannot be decoded" in failed and f"{photos / 'b.JPG'}: " in failed
     assert names(tmp_path / "out/labels") == ["a.png", "c.png", "sub/d.e.png"]
 
 
@@ -489,7 +489,7 @@ def test_a_split_resumes_and_names_what_cannot_be_read(own, tmp_path, monkeypatc
     folder = ("--data.dataset", "faulty.Unreadable", "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match="1"):
         crosscoop("predict", "--run", own, *folder)
-    assert "bad.png: got no such file" in capsys.readouterr().err
+    assert "bad.png: file not found" in capsys.readouterr().err
     assert names(tmp_path / "out/labels") == ["test/000000.png"]
 
 

@@ -323,7 +323,7 @@ def test_what_is_evaluated_is_what_test_evaluates(
     voc: Path, resize: tuple[int, int] | None, center_crop: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = SegmentationData(PascalVOC(str(voc)), resize=resize, center_crop=center_crop)
-    with pytest.warns(UserWarning, match="compare with nobody"):
+    with pytest.warns(UserWarning, match="not comparable with published ones"):
         evaluation_set = module.evaluation_set("val")
     for item in evaluation_set:
         save(voc.parent / "truth" / f"{item['name']}.png", item["mask"].numpy())

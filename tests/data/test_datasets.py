@@ -94,9 +94,9 @@ def test_16_bit_images_are_scaled(tmp_path: Path) -> None:
 def test_32_bit_images_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "float.tif"
     Image.fromarray(np.ones((2, 2), np.float32)).save(path)
-    refused(lambda: read_image(path), path, "got pixels of 32 bits (mode F)", "8-bit RGB")
+    refused(lambda: read_image(path), path, "got 32-bit pixels (mode F)", "8-bit RGB")
     Image.fromarray(np.full((2, 2), 70000, np.int32)).save(path)
-    refused(lambda: read_image(path), path, "got pixels of 32 bits (mode I)")
+    refused(lambda: read_image(path), path, "got 32-bit pixels (mode I)")
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -110,13 +110,13 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_damaged_images_are_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
-    refused(lambda: read_image(path), path, "no such file")
+    refused(lambda: read_image(path), path, "file not found")
     path.touch()
-    refused(lambda: read_image(path), path, "got 0 bytes that do not decode", "restore")
+    refused(lambda: read_image(path), path, "got 0 bytes that cannot be decoded", "restore")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     whole = save(path, noise).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused(lambda: read_image(path), path, f"got {len(whole) // 2} bytes", "a whole image")
+    refused(lambda: read_image(path), path, f"got {len(whole) // 2} bytes", "a complete image")
     path.write_bytes(b"<html>404</html>")
     refused(lambda: read_mask(path, 3), path, "got 16 bytes")
 
@@ -171,11 +171,11 @@ def test_jpeg_masks_are_refused(tmp_path: Path) -> None:
 
 def test_lists(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
-    refused(lambda: read_list(path), path, "got no readable list", "one sample per line")
+    refused(lambda: read_list(path), path, "got an unreadable list", "one sample per line")
     text(path, "", "  ")
     refused(lambda: read_list(path), path, "got an empty list")
     path.write_bytes(b"\xff\x00a")
-    refused(lambda: read_list(path), path, "got no readable list")
+    refused(lambda: read_list(path), path, "got an unreadable list")
     path.write_bytes(b"\xef\xbb\xbfa\r\n\r\n b \r\n")  # as Windows editors save it
     assert read_list(path) == ["a", "b"]
     for encoding in ("utf-16", "utf-16-be"):
@@ -491,7 +491,7 @@ def test_camvid_lists_of_both_forms(tmp_path: Path, form: str, suffix: str) -> N
 
 def test_camvid_names_what_is_wrong(tmp_path: Path) -> None:
     dataset = CamVid(str(tmp_path))
-    refused(lambda: dataset.samples("train"), tmp_path / "train.txt", "no readable list")
+    refused(lambda: dataset.samples("train"), tmp_path / "train.txt", "unreadable list")
     text(tmp_path / "train.txt", "train/x.png trainannot/x.png")
     mask = save(tmp_path / "trainannot" / "x.png", np.array([[12]], np.uint8))
     refused(lambda: dataset.samples("train"), tmp_path / "train.txt", tmp_path / "train/x.png", "1 of its 2")
@@ -572,7 +572,7 @@ def test_what_pil_reads_is_an_image_and_the_rest_is_told(folder: Path, capsys: p
     samples = own(folder, Split("images", "masks")).samples("train")
     assert [sample.name for sample in samples] == ["a", "c", "deep/b.1"]
     assert samples[1].image().shape == (2, 3, 3) and values(samples[1]) == [[0, 0, 0]] * 2
-    left_out = f"Note: {folder / 'images'}: left out 4 files (2 .heic, 1 without suffix, 1 .md), which"
+    left_out = f"Note: {folder / 'images'}: skipped 4 files (2 .heic, 1 without suffix, 1 .md), which"
     assert left_out in capsys.readouterr().err
 
 

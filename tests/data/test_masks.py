@@ -105,7 +105,7 @@ def test_16_bits_a_channel_are_refused_as_colours(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
     path.write_bytes(content)
-    refused(lambda: read_mask(path, 3), path, "16 bits a channel")
+    refused(lambda: read_mask(path, 3), path, "16 bits per channel")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
@@ -229,7 +229,7 @@ def test_fit_refuses_to_train_on_one_class(
     constant(tmp_path, values)
     samples = folder(tmp_path).samples("train")
     (fault,), warning = check_classes("train", samples, ["ground", "tree", "house"])
-    assert f"nothing but {found}, expected at least two" in fault.message and "[0, 255]" in fault.message
+    assert f"only {found}, expected at least two" in fault.message and "[0, 255]" in fault.message
     assert warning == ""
 
 
@@ -240,11 +240,11 @@ def test_a_class_that_is_never_shown(tmp_path: Path) -> None:
     assert check_classes("train", samples, names) == ([], "")
     constant(tmp_path, [0, 1])
     faults, warning = check_classes("train", samples, names)
-    assert faults == [] and "all 6 masks show no pixel of house" in warning
+    assert faults == [] and "all 6 masks were checked and contain no pixels of house" in warning
     mask_of(tmp_path, "train", 0).write_bytes(b"")
     faults, warning = check_classes("train", samples, names)
     assert [fault.files for fault in faults] == [[str(path) for path in (samples[0].image_path, samples[0].mask_path)]]
-    assert "5 of the 6 masks show no pixel of house" in warning
+    assert "5 of the 6 masks were checked and contain no pixels of house" in warning
 
 
 def test_rare_classes_give_no_alarm_and_common_ones_end_the_look(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_rare_classes_give_no_alarm_and_common_ones_end_the_look(tmp_path: Path)
 
 def test_check_data_reports_classes_that_training_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write(tmp_path)
-    for values, part in (([0, 1], "train: got no pixel of house"), ([0, 255], "nothing but ground and void")):
+    for values, part in (([0, 1], "train: got no pixel of house"), ([0, 255], "only ground and void")):
         constant(tmp_path, values)
         constant(tmp_path, [0, 1], "val")
         with pytest.raises(SystemExit) as ended:
@@ -288,7 +288,7 @@ def test_fit_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     constant(tmp_path, [0, 255])
     assert "mask_values of Folder" in refusal(capsys, "fit", fit_options(config), "--run", tmp_path / "run")
     constant(tmp_path, [0, 1])
-    with pytest.warns(UserWarning, match="all 4 masks show no pixel of house"):
+    with pytest.warns(UserWarning, match="all 4 masks were checked and contain no pixels of house"):
         crosscoop("fit", fit_options(config), "--run", tmp_path / "run")
 
 
@@ -323,7 +323,7 @@ def test_masks_on_unturned_pixels(tmp_path: Path, suffix: str, orientation: int,
     )
     sample = FileSample("a", image, mask, 2)
     found = check_headers({"train": [sample]})
-    assert len(found) == faults and all("EXIF turns" in fault.message for fault in found)
+    assert len(found) == faults and all("EXIF rotates" in fault.message for fault in found)
     if not faults:
         assert len([text for _, text in of_sample(sample) if f"EXIF (orientation {orientation})" in text]) == notes
 

@@ -96,7 +96,7 @@ def test_what_changed_since_is_refused(root, capsys):
 
 
 def test_a_folder_that_is_not_there_is_refused(root):
-    with pytest.raises(Exception, match=r"which is no folder\. Make it with `crosscoop prepare-data"):
+    with pytest.raises(Exception, match=r"expected a folder\. Create it with `crosscoop prepare-data"):
         module(root, prepared=str(root / "nowhere"))._samples("train")
 
 

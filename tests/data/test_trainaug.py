@@ -151,7 +151,7 @@ def test_every_mask_is_needed(voc: Path, sbd: Path) -> None:
     (sbd / "cls" / "e.mat").unlink()
     refused(sbd / "cls" / "e.mat", "No such file", root=str(voc), sbd=str(sbd))
     (voc / "SegmentationClass" / "a.png").unlink()
-    refused(voc / "SegmentationClass" / "a.png", "no such file", root=str(voc), sbd=str(sbd))
+    refused(voc / "SegmentationClass" / "a.png", "file not found", root=str(voc), sbd=str(sbd))
 
 
 def test_masks_with_other_classes_are_refused(voc: Path, sbd: Path) -> None:
