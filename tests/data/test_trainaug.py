@@ -126,7 +126,7 @@ def test_ready_made_masks_that_are_incomplete_ask_for_sbd(voc: Path) -> None:
     for name in TRAINAUG:
         write_mask(masks / f"{name}.png", SBD_MASK, colormap(256))
     (masks / "e.png").write_bytes(b"")
-    refused(voc.parents[1] / "sbd", "got no SBD", f"{masks} holds 4 whole masks", "not 5", "--sbd", root=str(voc))
+    refused(voc.parents[1] / "sbd", "got no SBD", f"{masks} contains 4 valid masks", "not 5", "--sbd", root=str(voc))
 
 
 def test_the_count_is_asserted(voc: Path, sbd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
