@@ -277,7 +277,7 @@ def test_unreadable_images_stop_nothing(go, photos, tmp_path):
     (photos / "0.png").write_text("no image")
     whole = (photos / "b.JPG").read_bytes()
     (photos / "b.JPG").write_bytes(whole[: len(whole) // 2])
-    for counts in ("3 written, 0 skipped (already exist), 2 failed", "0 written, 3 skipped (they exist), 2 failed"):
+    for counts in ("3 written, 0 skipped (already exist), 2 failed", "0 written, 3 skipped (already exist), 2 failed"):
         code, said = go(photos)
         assert code == 1 and counts in said
         failed = said[said.index("Failed:") :]

@@ -359,7 +359,7 @@ def test_mask_of_an_own_data_set_is_held_to_the_contract(labels, part):
 
 def test_unlabelled_sample_is_refused_in_training():
     data = module(Scenes([Scene("street 7", painted().pixels, None)]))
-    with pytest.raises(CrosscoopError, match="street 7 has no mask"):
+    with pytest.raises(CrosscoopError, match="street 7 is in the training split, but does not have a mask"):
         list(data.train_dataloader())
 
 
