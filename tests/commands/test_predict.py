@@ -233,7 +233,7 @@ def test_results_among_the_images_are_no_images(go, photos):
 def test_two_images_of_one_name(go, photos, tmp_path):
     shutil.copy(photos / "a.png", photos / "a.bmp")
     code, said = go(photos)
-    assert code == 2 and f"{photos / 'a.bmp'} and {photos / 'a.png'}" in said and "expected one image" in said
+    assert code == 2 and f"{photos / 'a.bmp'} and {photos / 'a.png'}" in said and "expected distinct names" in said
     assert not (tmp_path / "out").exists()
     assert go(photos / "*.bmp")[0] == 0
 
