@@ -5,6 +5,7 @@ A test named `..._is_still_needed` fails when the library was mended: then remov
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import BackboneFinetuning, ModelCheckpoint, Timer
 from pytorch_lightning.demos.boring_classes import BoringModel
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 import crosscoop
@@ -228,16 +229,21 @@ def test_refusals_are_told_from_errors(tmp_path):
 # -- wandb
 
 
-def test_wandb_begins_when_asked_and_offline_after_a_refusal(tmp_path, monkeypatch):
+def test_wandb_begins_when_asked_and_offline_after_a_refusal(tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    logger = WandbLogger(save_dir=tmp_path, project="t")
-    assert not fixes.wandb_has_begun(logger)
-    fixes.keep_wandb_on_disk(logger)
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    run = logger.experiment
-    assert fixes.wandb_has_begun(logger) and run.offline
-    fixes.leave_wandb()
+    code = """
+import sys
+from pytorch_lightning.loggers import WandbLogger
+from crosscoop.training import lightning_fixes as fixes
+
+logger = WandbLogger(save_dir=sys.argv[1], project="t")
+assert not fixes.wandb_has_begun(logger)
+fixes.keep_wandb_on_disk(logger)
+assert logger.experiment.offline and fixes.wandb_has_begun(logger)
+fixes.leave_wandb()  # for this process, for good
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"} | {"WANDB_SILENT": "true"}
+    subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, check=True)
 
 
 # -- nowhere else
