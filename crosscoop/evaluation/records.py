@@ -43,7 +43,7 @@ def confusion_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping
 
 
 def describe(protocol: Mapping[str, Any]) -> str:
-    """Return a protocol in words, to stand beside every figure."""
+    """Describe a protocol in one line, to be shown beside every metric."""
     official = protocol["official_num_images"]
     count = f"{protocol['num_images']} images"
     if official not in (None, protocol["num_images"]):
@@ -128,7 +128,7 @@ def compared_branches(row: Mapping[str, Any]) -> list[str]:
 
 
 def branch_shares(branches: Sequence[str]) -> dict[str, str]:
-    """Return the shares of `branch_record` in words, by key."""
+    """Return the table headings of the shares of `branch_record`, by key."""
     return {
         **{f"only_{branch}": f"only {branch} right" for branch in branches},
         "neither": f"{none_of(branches)} right",

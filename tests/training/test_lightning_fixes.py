@@ -1,6 +1,6 @@
 """Each access to the inside of Lightning, jsonargparse and wandb still works, and is still needed.
 
-A test named `..._is_still_needed` fails when the library was mended: then remove the fix.
+A test named `..._is_still_needed` fails once the library has fixed the fault: then remove the workaround.
 """
 
 import ast
