@@ -82,7 +82,7 @@ class SegmentationMetric(Metric, ABC):
         """Return the figures by name, in lower case with underscores.
 
         Each is one number, or one per class `(num_classes,)`: a share from -1 to 1, the higher the better, nan where
-        there is nothing to measure. Tables show it in per cent.
+        there is nothing to measure. Tables show it in %.
         """
 
 

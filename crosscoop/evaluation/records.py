@@ -67,10 +67,10 @@ def in_words(figure: str) -> str:
 
 
 def to_table(record: Mapping[str, Any]) -> Table:
-    """Return the figures of every output in per cent, with the protocol below."""
+    """Return a table of the metrics of every output (%), with the protocol below."""
     outputs: Mapping[str, Mapping[str, Any]] = record["outputs"]
     main = outputs[main_output(outputs)]
-    caption = f"{describe(record['protocol'])}; in per cent"
+    caption = f"{describe(record['protocol'])}; metrics in %"
     if record["absent_classes"]:
         caption += f"; absent and left out of the mean: {', '.join(record['absent_classes'])}"
     table = Table("class", caption=caption, title=f"crosscoop {record['stage']}")
@@ -144,10 +144,10 @@ def none_of(branches: Sequence[str]) -> str:
 
 
 def branch_table(record: Mapping[str, Any]) -> Table:
-    """Return `branch_record` in per cent."""
+    """Return a table of `branch_record` (%)."""
     branches = compared_branches(record["all"])
     title = f"{', '.join(branches[:-1])} and {branches[-1]}"
-    table = Table("class", title=title, caption="per cent of the class's labelled pixels")
+    table = Table("class", title=title, caption="% of the labelled pixels of each class")
     shares = branch_shares(branches)
     for heading in shares.values():
         table.add_column(heading, justify="right")
@@ -159,5 +159,5 @@ def branch_table(record: Mapping[str, Any]) -> Table:
 
 
 def percent(share: float | None) -> str:
-    """Return a share of 1 in per cent; a dash where there is none."""
+    """Format a share of 1 in %; a dash stands for a missing one."""
     return "-" if share is None else f"{100 * share:.2f}"
