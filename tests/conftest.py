@@ -3,6 +3,7 @@
 import inspect
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
@@ -58,6 +59,14 @@ def _names(code: CodeType) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forget_own_modules() -> Iterator[None]:
+    """Let the next test's `my_loss.py` be imported: it is another file of the same name."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture
