@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from crosscoop.data.dataset import VOID, Array
 
@@ -20,11 +22,23 @@ class Augmentation:
         scale: Smallest and largest factor of the random scale; equal values give a fixed scale.
         flip: Mirror each image with probability 0.5.
         photometric: Jitter brightness, contrast, saturation and hue.
+        strong: Whether `strengthen` distorts colours.
+        cutmix: Probability with which `box` gives a box.
     """
 
-    def __init__(self, crop_size: int, scale: Sequence[float], flip: bool, photometric: bool) -> None:
+    def __init__(
+        self,
+        crop_size: int,
+        scale: Sequence[float],
+        flip: bool,
+        photometric: bool,
+        strong: bool = False,
+        cutmix: float = 0.0,
+    ) -> None:
         self.crop_size, self.scale, self.flip = crop_size, scale, flip
+        self.strong, self.cutmix = strong, cutmix
         self.jitter = color_jitter() if photometric else None
+        self.distortion = strong_distortion() if strong else None
 
     def __call__(self, image: Array, mask: Array, seed: Sequence[int]) -> tuple[Array, Array]:
         """Augment one sample.
@@ -56,6 +70,35 @@ class Augmentation:
             crop = self.jitter(image=np.ascontiguousarray(crop))["image"]
         return crop, labels
 
+    def strengthen(self, crop: Array, seed: Sequence[int]) -> Array:
+        """Distort the colours of an augmented crop, if this is asked for.
+
+        Args:
+            crop: `(H, W, 3)`.
+            seed: The integers that determined the crop.
+        """
+        if self.distortion is None:
+            return crop
+        self.distortion.set_random_seed(int(np.random.default_rng((*seed, 1)).integers(2**32)))
+        distorted: Array = self.distortion(image=np.ascontiguousarray(crop))["image"]
+        return distorted
+
+    def box(self, seed: Sequence[int]) -> list[int]:
+        """Draw top, bottom, left and right of a box in the crop; it is empty where none is drawn.
+
+        Its share of the crop is 2 % to 40 %, its aspect ratio 0.3 to 3.3 (UniMatch, https://arxiv.org/abs/2208.09910).
+
+        Args:
+            seed: The integers that determined the crop.
+        """
+        random, size = np.random.default_rng((*seed, 2)), self.crop_size
+        if random.random() >= self.cutmix:
+            return [0, 0, 0, 0]
+        area, ratio = random.uniform(0.02, 0.4), np.exp(random.uniform(np.log(0.3), -np.log(0.3)))
+        sides = [min(max(round(size * side), 1), size) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio))]
+        top, left = (int(random.integers(size - side + 1)) for side in sides)
+        return [top, top + sides[0], left, left + sides[1]]
+
 
 def _window(length: int, side: int, size: int, random: np.random.Generator) -> tuple[slice, slice]:
     """Return where a window of `side` pixels lies in `length`, and its place in the crop: centred if it is smaller."""
@@ -67,11 +110,44 @@ def _window(length: int, side: int, size: int, random: np.random.Generator) -> t
 
 
 def color_jitter() -> Any:
-    """Return albumentations' colour jitter, the only use of this library because it is no longer maintained."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it checks for a newer version online
-    import albumentations as A  # noqa: N812  (slow to import)
-
+    """Return albumentations' colour jitter, one of two uses of this library because it is no longer maintained."""
+    A = _albumentations()  # noqa: N806
     return A.Compose([A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)])
+
+
+def strong_distortion() -> Any:
+    """Return the strong colour distortion of UniMatch (https://arxiv.org/abs/2208.09910): jitter, grey, blur."""
+    A = _albumentations()  # noqa: N806
+    return A.Compose(
+        [
+            A.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=0.8),
+            A.ToGray(p=0.2),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+        ]
+    )
+
+
+def _albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it checks for a newer version online
+    import albumentations  # slow
+
+    return albumentations
+
+
+def cutmix(batch: Tensor, box: Tensor) -> Tensor:
+    """Return a batch in which each sample receives its box of the sample before it.
+
+    CutMix of segmentation (French et al., BMVC 2020, https://arxiv.org/abs/1906.01916).
+
+    Args:
+        batch: Images, masks or logits, `(N, ..., H, W)`.
+        box: Top, bottom, left and right of each sample's box, `(N, 4)`.
+    """
+    rows, columns = (torch.arange(length, device=batch.device) for length in batch.shape[-2:])
+    top, bottom, left, right = box.T[:, :, None]
+    inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
+    inside = inside.view(len(batch), *[1] * (batch.ndim - 3), *batch.shape[-2:])
+    return torch.where(inside, batch.roll(1, 0), batch)
 
 
 def resized(image: Array, mask: Array | None, size: Sequence[int]) -> tuple[Array, Array | None]:

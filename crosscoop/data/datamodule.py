@@ -12,17 +12,17 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from crosscoop.data.augment import Augmentation
+from crosscoop.data.augment import Augmentation, cutmix
 from crosscoop.data.check import check_classes, check_headers
 from crosscoop.data.dataset import Sample, SegmentationDataset
 from crosscoop.data.datasets.streets import Streets
 from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.prepared import prepared_samples
-from crosscoop.data.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
+from crosscoop.data.samplers import EvaluationSampler, MixedSampler, TrainingLoader, TrainingSampler
 from crosscoop.data.samples import MissingFilesError
+from crosscoop.data.unlabelled import divide
 from crosscoop.errors import CrosscoopError
 
 
@@ -39,6 +39,15 @@ class SegmentationData(pl.LightningDataModule):
         scale: Smallest and largest factor of the random scale in training.
         flip: Mirror images at random in training.
         photometric: Jitter colours in training.
+        unlabelled: Images to train on without masks, for objectives such as CrossPseudoSupervision: a share of the
+            training split whose masks are not used, such as 0.875, drawn by the seed; or a list file that names
+            images of the training split or other image files, one per line; or a folder of images. An epoch is then
+            one pass over the labelled or the unlabelled images, whichever takes more steps.
+        unlabelled_ratio: Unlabelled crops for each labelled one in a batch; `batch_size` counts both.
+        strong: Distort the colours of unlabelled images strongly (jitter, grey, blur); the branches that teach see
+            them undistorted.
+        cutmix: Probability with which a crop receives a box of another one in its batch: an unlabelled crop if there
+            are unlabelled images, otherwise any. The branches that teach see the crops unmixed.
         resize: Height and width to which every image is resized first, in training and evaluation; null keeps its size.
         center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
         skip_bad_samples: Replace a training sample whose files cannot be used by another one, and list it in
@@ -60,6 +69,10 @@ class SegmentationData(pl.LightningDataModule):
         scale: tuple[float, float] = (0.5, 2.0),
         flip: bool = True,
         photometric: bool = False,
+        unlabelled: float | str | None = None,
+        unlabelled_ratio: float = 1.0,
+        strong: bool = False,
+        cutmix: float = 0.0,
         resize: tuple[int, int] | None = None,
         center_crop: int | None = None,
         skip_bad_samples: bool = False,
@@ -80,6 +93,20 @@ class SegmentationData(pl.LightningDataModule):
                 raise CrosscoopError(f"data.{option}: got {value}, expected at least {least}.")
         if not 0 < scale[0] <= scale[1]:
             raise CrosscoopError(f"data.scale: got {list(scale)}, expected [smallest, largest], both above 0.")
+        if not 0 < unlabelled_ratio < float("inf"):
+            raise CrosscoopError(f"data.unlabelled_ratio: got {unlabelled_ratio}, expected a number above 0.")
+        if not 0 <= cutmix <= 1:
+            raise CrosscoopError(f"data.cutmix: got {cutmix}, expected a probability from 0 to 1.")
+        if unlabelled is not None and batch_size < 2:
+            raise CrosscoopError(
+                f"data.batch_size: got {batch_size}, expected at least 2, one labelled crop and one unlabelled."
+            )
+        if strong and unlabelled is None:
+            raise CrosscoopError(
+                "data.strong: got true without data.unlabelled; it distorts unlabelled images. Set data.unlabelled, or "
+                "data.photometric for labelled images."
+            )
+        self.unlabelled, self.unlabelled_ratio, self.strong, self.cutmix = unlabelled, unlabelled_ratio, strong, cutmix
         self.dataset = dataset
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
@@ -105,13 +132,18 @@ class SegmentationData(pl.LightningDataModule):
             self._check()
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Return a loader of augmented crops of the training split."""
-        samples = self._samples(self.dataset.train_split, self.skip_bad_samples)
-        augmentation = Augmentation(self.crop_size, self.scale, self.flip, self.photometric)
+        """Return a loader of augmented crops of the training split, and of unlabelled images."""
+        labelled, unlabelled = self._training_samples()
+        augmentation = Augmentation(self.crop_size, self.scale, self.flip, self.photometric, self.strong, self.cutmix)
         training_set = TrainingSet(
-            samples, augmentation, self.resize, self.seed, self.dataset.num_classes, self.skip_bad_samples
-        )
-        sampler = TrainingSampler(training_set, *self._world(), self.seed)
+            [*labelled, *unlabelled], augmentation, self.resize, self.seed, self.dataset.num_classes,
+            self.skip_bad_samples, len(labelled),
+        )  # fmt: skip
+        sampler: TrainingSampler | MixedSampler = TrainingSampler(training_set, *self._world(), self.seed)
+        if unlabelled:
+            share = round(self.batch_size / (1 + self.unlabelled_ratio))
+            share = min(max(share, 1), self.batch_size - 1)
+            sampler = MixedSampler(len(labelled), len(unlabelled), self.batch_size, share, *self._world(), self.seed)
         full = len(sampler) >= self.batch_size
         return self._loader(training_set, self.batch_size, sampler, drop_last=full)
 
@@ -129,8 +161,17 @@ class SegmentationData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Convert images to RGB in [0, 1] and masks to int64 on the device, because bytes are faster to transfer."""
-        image: Tensor = batch["image"]
-        return {**batch, "image": image.float() / 255, "mask": batch["mask"].long()}
+        views: dict[str, Any] = {key: batch[key].float() / 255 for key in ("image", "weak") if key in batch}
+        batch = {**batch, **views, "mask": batch["mask"].long()}
+        if "box" in batch:
+            mixed = {key: cutmix(batch[key], batch["box"]) for key in ("image", "mask")}
+            batch = {"weak": batch["image"], **batch, **mixed}
+        return batch
+
+    def _training_samples(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
+        samples = self._samples(self.dataset.train_split, self.skip_bad_samples)
+        root = getattr(self.dataset, "root", None)
+        return divide(samples, self.unlabelled, self.seed, root and Path(root).expanduser())
 
     def _samples(self, split: str, skip_missing: bool = False) -> Sequence[Sample]:
         samples: Sequence[Sample]
@@ -164,7 +205,7 @@ class SegmentationData(pl.LightningDataModule):
         splits = {train: self._samples(train, self.skip_bad_samples), val: self._samples(val)}
         faults = check_headers(splits)
         if not faults or self.skip_bad_samples:
-            unseen, warning = check_classes(train, splits[train], self.dataset.class_names)
+            unseen, warning = check_classes(train, self._training_samples()[0], self.dataset.class_names)
             faults += unseen
             if warning:
                 warnings.warn(warning, stacklevel=2)
@@ -237,7 +278,7 @@ def collate(items: Sequence[Item]) -> Any:
             "data.eval_batch_size to 1, or set data.center_crop or data.resize."
         )
     skipped = [fault for item in items for fault in item.get("skipped", [])]
-    batch = default_collate([{key: item[key] for key in ("image", "mask", "name")} for item in items])
+    batch = default_collate([{key: value for key, value in item.items() if key != "skipped"} for item in items])
     return {**batch, "skipped": skipped} if skipped else batch
 
 

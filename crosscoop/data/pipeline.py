@@ -22,12 +22,16 @@ class Item(TypedDict):
         image: `(3, H, W)` uint8 RGB.
         mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels.
         name: The sample's name.
+        weak: The same crop before strong augmentation, from which teachers predict, `(3, H, W)` uint8 RGB.
+        box: Top, bottom, left and right of the box that the sample receives from another one (CutMix), `(4,)`.
         skipped: Name and fault of each bad sample that this one replaces.
     """
 
     image: Tensor
     mask: Tensor
     name: str
+    weak: NotRequired[Tensor]
+    box: NotRequired[Tensor]
     skipped: NotRequired[list[tuple[str, str]]]
 
 
@@ -35,12 +39,14 @@ class TrainingSet(Dataset[Item]):
     """Augmented samples, indexed by (index, epoch).
 
     Args:
-        samples: A split's samples; all must have masks.
+        samples: The samples.
         augmentation: Applied to each draw.
         resize: Height and width to which samples are resized first; None keeps their size.
         seed: Determines the augmentation, together with epoch and index.
         num_classes: The number of classes; mask values that are not class indices or `VOID` are rejected.
-        skip_bad: Replace a sample that cannot be used by another one, drawn from the seed.
+        skip_bad: Replace a sample that cannot be used by another one of its kind, drawn from the seed.
+        labelled: How many of the samples must have masks; the others, which follow them, are unlabelled: void. None
+            means all.
     """
 
     def __init__(
@@ -51,7 +57,9 @@ class TrainingSet(Dataset[Item]):
         seed: int,
         num_classes: int = VOID,
         skip_bad: bool = False,
+        labelled: int | None = None,
     ) -> None:
+        self.labelled = len(samples) if labelled is None else labelled
         self.samples, self.augmentation, self.resize, self.seed = samples, augmentation, resize, seed
         self.num_classes, self.skip_bad = num_classes, skip_bad
 
@@ -65,7 +73,7 @@ class TrainingSet(Dataset[Item]):
         skipped: list[tuple[str, str]] = []
         for candidate in self._candidates(index, epoch):
             try:
-                item = self._draw(self.samples[candidate], (self.seed, epoch, index))
+                item = self._draw(candidate, (self.seed, epoch, index))
                 return {**item, "skipped": skipped} if skipped else item
             except (OSError, ValueError) as error:  # CrosscoopError is a ValueError
                 if not self.skip_bad:
@@ -79,16 +87,27 @@ class TrainingSet(Dataset[Item]):
     def _candidates(self, index: int, epoch: int) -> Iterator[int]:
         """Yield the index of a draw, then its possible replacements, the same on every worker and rank."""
         yield index
-        others = np.random.default_rng((self.seed, epoch, index)).permutation(len(self.samples))
+        kind = range(self.labelled) if index < self.labelled else range(self.labelled, len(self.samples))
+        others = np.random.default_rng((self.seed, epoch, index)).permutation(kind)
         yield from (int(other) for other in others if other != index)
 
-    def _draw(self, sample: Sample, seed: Sequence[int]) -> Item:
+    def _draw(self, index: int, seed: Sequence[int]) -> Item:
+        sample, labelled = self.samples[index], index < self.labelled
         image, mask = read(sample, self.resize)
-        if mask is None:
+        if mask is None and labelled:
             raise CrosscoopError(f"{sample.name} is in the training split, but does not have a mask (data.dataset).")
-        image, mask = self.augmentation(image, mask, seed)
+        if mask is None or not labelled:
+            mask = np.full(image.shape[:2], VOID, np.uint8)
+        weak, mask = self.augmentation(image, mask, seed)
         check_values(sample, mask, self.num_classes)
-        return to_item(image, mask, sample.name)
+        strong = weak if labelled else self.augmentation.strengthen(weak, seed)
+        item = to_item(strong, mask, sample.name)
+        if self.augmentation.strong:
+            item["weak"] = to_tensor(weak)
+        if self.augmentation.cutmix:
+            mixes = not labelled or self.labelled == len(self.samples)
+            item["box"] = torch.tensor(self.augmentation.box(seed) if mixes else [0, 0, 0, 0])
+        return item
 
 
 class EvaluationSet(Dataset[Item]):
@@ -189,7 +208,12 @@ def check_values(sample: Sample, mask: Array, num_classes: int) -> None:
 def to_item(image: Array, mask: Array, name: str) -> Item:
     """Convert arrays to tensors with their own memory."""
     return {
-        "image": torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")),
+        "image": to_tensor(image),
         "mask": torch.from_numpy(np.array(mask, order="C")),
         "name": name,
     }
+
+
+def to_tensor(image: Array) -> Tensor:
+    """Convert `(H, W, 3)` to a tensor `(3, H, W)` with its own memory."""
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from crosscoop.network.fusion import SYMMETRIC, FusionFactory
@@ -16,22 +17,25 @@ class Connection(nn.Module):
         channels: Channels of the receiver's map.
         received_channels: Channels of the sender's map; a 1x1 convolution projects them where they differ.
         fusion: Creates the fusion operator.
-        detach: Stop gradients at this connection.
+        strategy: Whether gradients stop here, and how often the connection is silent in training.
     """
 
-    def __init__(self, channels: int, received_channels: int, fusion: FusionFactory, detach: bool) -> None:
+    def __init__(self, channels: int, received_channels: int, fusion: FusionFactory, strategy: Strategy) -> None:
         super().__init__()
         self.project = (
             nn.Identity() if channels == received_channels else nn.Conv2d(received_channels, channels, 1, bias=False)
         )
         self.fusion = fusion(channels)
-        self.detach = detach
+        self.detach, self.dropout = strategy.detach, strategy.dropout
 
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
         """Merge `received` into `own` `(N, channels, H, W)`."""
         received = received.detach() if self.detach else received
         merged: Tensor = self.fusion(own, resize(self.project(received), own.shape[-2:]))
-        return merged
+        if not (self.training and self.dropout):
+            return merged
+        silent = torch.rand(len(own), 1, 1, 1, device=own.device) < self.dropout
+        return own.where(silent, merged)
 
 
 class Receiver(nn.Module):
@@ -71,7 +75,7 @@ class Exchange(nn.Module):
         self.receivers = nn.ModuleList(  # type: ignore[assignment]
             Receiver(
                 {
-                    sender: Connection(own, received, fusion, strategy.detach)
+                    sender: Connection(own, received, fusion, strategy)
                     for sender, received in enumerate(channels)
                     if strategy.connects(sender, receiver)
                 }
@@ -80,7 +84,7 @@ class Exchange(nn.Module):
         )
         operators = [connection.fusion for receiver in self.receivers for connection in receiver.connections]
         symmetric = len(operators) == 2 and all(type(operator) in SYMMETRIC for operator in operators)
-        self.shared = symmetric and channels[0] == channels[1] and not strategy.detach
+        self.shared = symmetric and channels[0] == channels[1] and not (strategy.detach or strategy.dropout)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Exchange the branches' maps, each `(N, C, H, W)`."""

@@ -1,7 +1,7 @@
 """Connection strategies: which exchange points are connected, and in which direction (the paper's section 3.3)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from crosscoop.errors import CrosscoopError
@@ -23,14 +23,17 @@ class Strategy:
         direction: `both` connects every pair of branches, `top_to_bottom` every earlier branch to every later one,
             `bottom_to_top` the reverse.
         detach: Stop gradients at the connections.
+        dropout: Probability with which each connection is silent in training, drawn per image: the receiver keeps its
+            own map. The branches then also learn to stand alone.
 
     Raises:
-        CrosscoopError: The points are not a list, or the direction is unknown.
+        CrosscoopError: The points are not a list, the direction is unknown, or the dropout is not a probability.
     """
 
     points: Sequence[str] = ()
     direction: str = "both"
     detach: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.points, str):
@@ -39,6 +42,8 @@ class Strategy:
             raise CrosscoopError(
                 f"Strategy: got direction {self.direction!r}, expected one of {', '.join(DIRECTIONS)}."
             )
+        if not 0 <= self.dropout <= 1:
+            raise CrosscoopError(f"Strategy: got dropout {self.dropout}, expected a probability from 0 to 1.")
 
     def connects(self, sender: int, receiver: int) -> bool:
         """Return whether a branch receives the maps of another one at the connected points."""
@@ -73,10 +78,9 @@ def get_strategy(strategy: str | dict[str, Any] | Strategy) -> Strategy:
         CrosscoopError: The strategy does not exist.
     """
     if isinstance(strategy, dict):
-        if unknown := set(strategy) - {"points", "direction", "detach"}:
-            raise CrosscoopError(
-                f"network.strategy: got fields {sorted(unknown)}, expected points, direction or detach."
-            )
+        known = [field.name for field in fields(Strategy)]
+        if unknown := set(strategy) - set(known):
+            raise CrosscoopError(f"network.strategy: got fields {sorted(unknown)}, expected only {', '.join(known)}.")
         return Strategy(**strategy)
     found = find(strategy, STRATEGIES, "network.strategy") if isinstance(strategy, str) else strategy
     if not isinstance(found, Strategy):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from crosscoop.data.augment import cutmix
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
 from crosscoop.evaluation.evaluator import Evaluator
@@ -23,7 +24,8 @@ from crosscoop.network import CooperativeNetwork
 from crosscoop.network.outputs import branch_names, main_output, output_names, outputs_of
 from crosscoop.training.lightning_fixes import thaw_resumed
 from crosscoop.training.loss import CrossEntropy, Loss
-from crosscoop.training.objective import Objective, Supervised, check_objective, sum_losses
+from crosscoop.training.objective import Objective, Supervised
+from crosscoop.training.objective.contract import check_objective, sum_losses
 
 
 class Batch(TypedDict):
@@ -33,11 +35,15 @@ class Batch(TypedDict):
         image: `(N, 3, H, W)` RGB in [0, 1].
         mask: `(N, H, W)` class indices, 255 where there is no label.
         name: The samples' names.
+        weak: The images as the branches that teach see them, if they differ from `image`.
+        box: Top, bottom, left and right of the box that each image has received from the one before it, `(N, 4)`.
     """
 
     image: Tensor
     mask: Tensor
     name: list[str]
+    weak: NotRequired[Tensor]
+    box: NotRequired[Tensor]
 
 
 SchedulerFactory = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
@@ -130,8 +136,12 @@ class CooperativeSegmentation(pl.LightningModule):
         points, names = self.objective.points, branch_names(len(self.network.branches))
         outputs, kept = self.forward_maps(batch["image"], points)
         logits = dict(zip(names, outputs, strict=True))
-        maps = {point: {names[i]: each for i, each in own.items()} for point, own in kept.items()}
-        losses = self.objective(logits, batch["mask"], **({"maps": maps} if points else {}))
+        given: dict[str, Any] = {}
+        if points:
+            given["maps"] = {point: {names[i]: each for i, each in own.items()} for point, own in kept.items()}
+        if self.objective.teachers:
+            given["teachers"] = self._teach(batch) or {name: each.detach() for name, each in logits.items()}
+        losses = self.objective(logits, batch["mask"], **given)
         loss = sum_losses(self.objective, losses)
         self.log("train/loss", loss, prog_bar=True)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
@@ -139,6 +149,16 @@ class CooperativeSegmentation(pl.LightningModule):
         for name, each in losses.items():
             self.log(f"train/loss_{name}", each)
         return loss
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch) -> dict[str, Tensor]:
+        """Return each branch's logits of the weak views, for the pixels of the images; empty if there are none."""
+        if "weak" not in batch:
+            return {}
+        logits = self.network(batch["weak"])
+        if "box" in batch:
+            logits = [cutmix(each, batch["box"]) for each in logits]
+        return dict(zip(branch_names(len(logits)), logits, strict=True))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update every output's metrics."""

@@ -15,7 +15,8 @@ import crosscoop as package
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import create_network
 from crosscoop.training.loss import CrossEntropy
-from crosscoop.training.objective import Supervised, sum_losses
+from crosscoop.training.objective import Supervised
+from crosscoop.training.objective.contract import sum_losses
 from crosscoop.training.task import CooperativeSegmentation
 
 RECORD = "--trainer.callbacks+=tiny.Recorder"

@@ -1,0 +1,7 @@
+"""Objectives: the logits of all branches and the mask in, named losses out."""
+
+from crosscoop.training.objective.contract import Objective
+from crosscoop.training.objective.supervised import Supervised
+from crosscoop.training.objective.teaching import CrossPseudoSupervision, MutualLearning
+
+__all__ = ["CrossPseudoSupervision", "MutualLearning", "Objective", "Supervised"]
