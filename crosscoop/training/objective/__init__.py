@@ -2,6 +2,6 @@
 
 from crosscoop.training.objective.contract import Objective
 from crosscoop.training.objective.supervised import Supervised
-from crosscoop.training.objective.teaching import CrossPseudoSupervision, MutualLearning
+from crosscoop.training.objective.teaching import CrossPseudoSupervision, MutualLearning, SelfTraining
 
-__all__ = ["CrossPseudoSupervision", "MutualLearning", "Objective", "Supervised"]
+__all__ = ["CrossPseudoSupervision", "MutualLearning", "Objective", "SelfTraining", "Supervised"]

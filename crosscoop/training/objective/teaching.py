@@ -1,6 +1,6 @@
 """Objectives by which branches teach each other: with labels, and on images without any."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -59,8 +59,7 @@ class CrossPseudoSupervision(Objective):
     """Cross pseudo supervision (Chen et al., CVPR 2021, https://arxiv.org/abs/2106.01226), also of unlabelled images.
 
     Besides its own loss, each branch minimises the cross entropy with the classes that the others predict, averaged
-    over the other branches and over all pixels, void and padding included. A single branch teaches itself
-    (self-training); that needs weak and strong views, `data.strong` or `data.cutmix`.
+    over the other branches and over all pixels, void and padding included.
 
     Args:
         weight: Factor on the cross entropy; the source has 1.5 on PASCAL VOC and 6 on Cityscapes.
@@ -91,9 +90,18 @@ class CrossPseudoSupervision(Objective):
         """
         losses = {branch: self.loss(own, mask) for branch, own in logits.items()}
         for branch, own in logits.items():
-            taught = [self._taught(own, each) for each in others(branch, teachers or logits)]
+            taught = [self._taught(own, each) for each in self.choose(branch, teachers or logits)]
             losses[f"{branch}_pseudo"] = self.weight * torch.stack(taught).mean()
         return losses
+
+    def choose(self, branch: str, logits: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the logits of the branches that teach a branch, without gradients.
+
+        Args:
+            branch: The name of the branch that learns.
+            logits: Each branch's, by its name.
+        """
+        return others(branch, logits)
 
     def _taught(self, own: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean over all pixels, of which unconfident ones count as 0."""
@@ -103,16 +111,50 @@ class CrossPseudoSupervision(Objective):
         return (cross_entropy(own.float(), labels, reduction="none") * (confidence >= self.confidence)).mean()
 
 
-def others(branch: str, logits: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """Yield the logits of the branches that teach one, without gradients: all others; itself if there are none.
+class SelfTraining(CrossPseudoSupervision):
+    """Every branch learns from the classes that it predicts itself: the control to cross pseudo supervision.
+
+    With `data.strong` and a confidence this is FixMatch (Sohn et al., NeurIPS 2020, https://arxiv.org/abs/2001.07685):
+    it predicts from the undistorted image and learns on the distorted one.
 
     Args:
-        branch: The name of the branch that learns.
-        logits: Logits by branch name.
+        weight: Factor on the cross entropy.
+        confidence: Probability from which a predicted class counts; 0 lets all count.
+
+    Raises:
+        CrosscoopError: The weight is below 0, or the confidence is not from 0 to 1.
     """
-    for name, each in logits.items():
-        if name != branch or len(logits) == 1:
-            yield each.detach()
+
+    def __init__(self, weight: float = 1.5, confidence: float = 0.0) -> None:
+        super().__init__(weight, confidence)
+
+    def choose(self, branch: str, logits: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the branch's own logits, without gradients.
+
+        Args:
+            branch: The name of the branch that learns.
+            logits: Each branch's, by its name.
+        """
+        return [logits[branch].detach()]
+
+
+def others(branch: str, logits: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the logits of all branches but one, without gradients.
+
+    Args:
+        branch: The name of that one.
+        logits: Each branch's, by its name.
+
+    Raises:
+        CrosscoopError: There is no other.
+    """
+    found = [each.detach() for name, each in logits.items() if name != branch]
+    if not found:
+        raise CrosscoopError(
+            "model.objective: got one branch, expected two or more that teach each other. List them in "
+            "network.branches, or use the objective SelfTraining or Supervised."
+        )
+    return found
 
 
 def _at_least_0(option: str, number: float) -> float:
