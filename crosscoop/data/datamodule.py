@@ -43,7 +43,8 @@ class SegmentationData(pl.LightningDataModule):
             training split whose masks are not used, such as 0.875, drawn by the seed; or a list file that names
             images of the training split or other image files, one per line; or a folder of images. An epoch is then
             one pass over the labelled or the unlabelled images, whichever takes more steps.
-        unlabelled_ratio: Unlabelled crops for each labelled one in a batch; `batch_size` counts both.
+        unlabelled_ratio: Unlabelled crops for each labelled one in a batch; `batch_size` counts both. 0 trains on the
+            labelled images alone, as a baseline.
         strong: Distort the colours of unlabelled images strongly (jitter, grey, blur); the branches that teach see
             them undistorted.
         cutmix: Probability with which a crop receives a box of another one in its batch: an unlabelled crop if there
@@ -93,8 +94,8 @@ class SegmentationData(pl.LightningDataModule):
                 raise CrosscoopError(f"data.{option}: got {value}, expected at least {least}.")
         if not 0 < scale[0] <= scale[1]:
             raise CrosscoopError(f"data.scale: got {list(scale)}, expected [smallest, largest], both above 0.")
-        if not 0 < unlabelled_ratio < float("inf"):
-            raise CrosscoopError(f"data.unlabelled_ratio: got {unlabelled_ratio}, expected a number above 0.")
+        if not 0 <= unlabelled_ratio < float("inf"):
+            raise CrosscoopError(f"data.unlabelled_ratio: got {unlabelled_ratio}, expected 0 or more.")
         if not 0 <= cutmix <= 1:
             raise CrosscoopError(f"data.cutmix: got {cutmix}, expected a probability from 0 to 1.")
         if unlabelled is not None and batch_size < 2:
@@ -171,7 +172,8 @@ class SegmentationData(pl.LightningDataModule):
     def _training_samples(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
         samples = self._samples(self.dataset.train_split, self.skip_bad_samples)
         root = getattr(self.dataset, "root", None)
-        return divide(samples, self.unlabelled, self.seed, root and Path(root).expanduser())
+        labelled, unlabelled = divide(samples, self.unlabelled, self.seed, root and Path(root).expanduser())
+        return labelled, unlabelled if self.unlabelled_ratio else []
 
     def _samples(self, split: str, skip_missing: bool = False) -> Sequence[Sample]:
         samples: Sequence[Sample]
