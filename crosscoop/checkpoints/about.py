@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,29 @@ def about_checkpoint(path: str | Path, content: Mapping[str, Any], network: Coop
         resize=own["config"]["data"]["resize"],
         dataset=own["config"]["data"]["dataset"]["class_path"].rpartition(".")[2],
         figures=_figures(Path(path), content),
+    )
+
+
+def about_alone(about: About, network: CooperativeNetwork, branch: int) -> About:
+    """Return the description of one branch alone.
+
+    Args:
+        about: The description of the network.
+        network: The network.
+        branch: The branch's index.
+    """
+    names = output_names(len(network.branches))
+    (output,) = output_names(1)
+    figures = about.figures
+    if figures:  # with connections they are those of another computation
+        own = None if network.exchanges else figures["outputs"].get(names[branch])
+        figures = own and {**figures, **own, "outputs": {output: own}}
+    return replace(
+        about,
+        network={**about.network, "branches": [about.network["branches"][branch]], "strategy": "none"},
+        normalisation={output: about.normalisation[names[branch]]},
+        outputs=[output],
+        figures=figures,
     )
 
 

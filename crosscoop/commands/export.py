@@ -28,6 +28,7 @@ def export(
     run: str | None = None,
     format: Literal["onnx", "torch_export", "safetensors"] = "onnx",
     output: str | None = None,
+    branch: str | None = None,
     outputs: list[str] | None = None,
     coarse: bool = False,
     int8: bool = False,
@@ -49,6 +50,7 @@ def export(
         format: onnx (.onnx, requires the extra of that name), torch_export (.pt2; images of at least 17 x 17), or
             safetensors.
         output: The file to write; by default beside the checkpoint.
+        branch: A branch to export alone, such as bottom: one network, without connections.
         outputs: Names of the outputs, such as [ensemble], the fastest; by default all: top, bottom and ensemble.
         coarse: Leave the logits at a quarter of the image's height and width, as the network computes them; crosscoop
             predict is faster with these.
@@ -61,14 +63,15 @@ def export(
         SystemExit: With code 1 if the exported network differs.
     """
     checkpoint, chosen = find_checkpoint(ckpt_path, run), FORMATS[format]
-    path = Path(output) if output else checkpoint.with_suffix(f".int8{chosen.suffix}" if int8 else chosen.suffix)
+    suffix = "".join(f".{part}" for part in (branch, "int8" if int8 else None) if part) + chosen.suffix
+    path = Path(output) if output else checkpoint.with_suffix(suffix)
     if (int8 or calibration) and format != "onnx":
         raise CrosscoopError(f"int8, calibration: got {format}, expected --format onnx.")
     if calibration and not int8:
         raise CrosscoopError("calibration: got images, expected --int8 as well.")
     if path.suffix != chosen.suffix or path.is_dir() or path.resolve() == checkpoint.resolve():
         raise CrosscoopError(f"output: got {path}, expected another file, *{chosen.suffix} for {format}.")
-    network, about = read_network(checkpoint)
+    network, about = read_network(checkpoint, branch)
     if not isinstance(network, CooperativeNetwork):
         raise CrosscoopError(f"ckpt_path: got {checkpoint}, expected a checkpoint or a .safetensors file.")
     about = replace(with_outputs(about, outputs), upsampled=not coarse)

@@ -81,7 +81,8 @@ def predict(
             with float16 `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). For a video, overlays (the
             default) are one .mp4 without a legend, with even sides as the codec requires; all others are one file per
             frame.
-        branch: The branch to predict with, such as top; by default the ensemble.
+        branch: A branch to predict with alone, such as bottom: only this network runs, without connections. By default
+            the ensemble of all.
         overwrite: Replace existing predictions.
         own_size: Predict each image at its original size, even if the network was trained on resized images.
         fast: Fold batch norms and, on processors with native support, compute in bfloat16: about twice as fast there,
@@ -121,10 +122,11 @@ def predict(
             f"predict: got nothing to predict, and unlike a checkpoint, {checkpoint} does not include its data's "
             "options; expected --images, or a split's data with --config."
         )
+    protocol = predictor.describe() + f", branch {branch} alone" * bool(branch)
     beside, identity = (checkpoint.parent, sha256(checkpoint)) if checkpoint.is_file() else (Path(), str(checkpoint))
     results = Results(Path(output or Path(run or beside) / "predictions" / place), kinds, overwrite)
     try:
-        results.claim({"images": origin, "checkpoint": identity, "protocol": predictor.describe()})
+        results.claim({"images": origin, "checkpoint": identity, "protocol": protocol})
         if is_video:
             predict_video(predictor, what, results)
         else:
@@ -135,7 +137,7 @@ def predict(
         raise SystemExit(130) from None
     except OSError as error:
         raise CrosscoopError(f"{results.folder}: cannot be written ({error}). Give another --output.") from error
-    print(f"{results}\nProtocol: {predictor.describe()}")
+    print(f"{results}\nProtocol: {protocol}")
     if results.failures:
         print("\n".join(["Failed:", *results.failures]), file=sys.stderr)
         raise SystemExit(1)

@@ -15,6 +15,7 @@ def push(
     run: str | None = None,
     repo: str | None = None,
     folder: str | None = None,
+    branch: str | None = None,
     private: bool = False,
     data_licence: str | None = None,
 ) -> None:
@@ -29,6 +30,7 @@ def push(
         run: The run's folder, whose best.ckpt is used, instead of a checkpoint.
         repo: The repository, user/name; created if necessary.
         folder: A new folder to write to, instead of uploading.
+        branch: A branch to upload alone, such as bottom: one network, without connections.
         private: Make a new repository private.
         data_licence: The licence of the training data, for the model card; not needed for the data sets of crosscoop.
 
@@ -37,7 +39,7 @@ def push(
     """
     if bool(repo) == bool(folder):
         raise CrosscoopError("expected either --repo USER/NAME to upload, or --folder DIR to write to a folder.")
-    model = model_of(find_checkpoint(ckpt_path, run))
+    model = model_of(find_checkpoint(ckpt_path, run), branch)
     fields = card_fields(model.about, repo or "USER/NAME", data_licence)
     if folder:
         if Path(folder).exists():
@@ -54,13 +56,13 @@ def push(
     print(url)
 
 
-def model_of(checkpoint: Path) -> HubModel:
-    """Return a checkpoint's network as a model for the Hub.
+def model_of(checkpoint: Path, branch: str | None = None) -> HubModel:
+    """Return a checkpoint's network, or one branch of it alone, as a model for the Hub.
 
     Raises:
         CrosscoopError: The file is an exported graph.
     """
-    network, about = read_network(checkpoint)
+    network, about = read_network(checkpoint, branch)
     if not isinstance(network, CooperativeNetwork):
         raise CrosscoopError(f"ckpt_path: got {checkpoint}, expected a checkpoint or a .safetensors file.")
     model = HubModel(about=asdict(about))

@@ -38,6 +38,7 @@ class CooperativeNetwork(nn.Module):
             {name: Exchange([own[name] for own in channels], strategy, fusion) for name in points}
         )
         self.schedule = list(schedule(branches, points))
+        self.strategy = strategy
 
     def forward(self, image: Tensor, upsample: bool = True) -> list[Tensor]:
         """Segment with every branch.
@@ -76,6 +77,23 @@ class CooperativeNetwork(nn.Module):
                 kept.setdefault(point, {}).update({i: features[i] for i in walkers})
             features = [walks[i].send(own) if i in walkers else own for i, own in enumerate(features)]
         return features, kept
+
+    def alone(self, branch: int) -> "CooperativeNetwork":
+        """Return a network of one branch, which shares this one's weights and lacks its connections.
+
+        Args:
+            branch: The branch's index.
+        """
+        return CooperativeNetwork([self.branches[branch]], Strategy()).train(self.training)
+
+    def learns_alone(self, branch: int) -> bool:
+        """Return whether a branch is trained to do without connections, at least in some of the steps.
+
+        Args:
+            branch: The branch's index.
+        """
+        receives = any(exchange.receivers[branch].connections for exchange in self.exchanges.values())
+        return not receives or self.strategy.dropout > 0
 
 
 def connected(branches: Sequence[Branch], strategy: Strategy) -> list[str]:

@@ -33,7 +33,7 @@ class Prediction:
 
     Attributes:
         image: `(H, W, 3)` uint8 RGB.
-        labels: `(H, W)` uint8 class indices of the ensemble, of the only branch, or of the requested output.
+        labels: `(H, W)` uint8 class indices of the ensemble, or of the only branch.
         logits: `(num_classes, h, w)` of the same output, at the network's resolution.
         branch_labels: `(H, W)` uint8 class indices by output name: top, bottom, ensemble.
         class_names: One name per class.
@@ -90,7 +90,6 @@ class Predictor:
         resize: Height and width to which each image is resized for the network; None keeps the image's size.
         fast: Fold batch norms, use the channels-last layout and, on processors with instructions for it, compute in
             bfloat16, which changes about one label in 200, see docs/benchmarks.md.
-        branch: The output to predict with, such as top; by default the ensemble, or the only branch.
 
     Raises:
         CrosscoopError: The device is not available, or `fast` is requested for an exported network.
@@ -105,7 +104,6 @@ class Predictor:
         device: str | None = None,
         resize: Sequence[int] | None = None,
         fast: bool = False,
-        branch: str | None = None,
     ) -> None:
         if fast:
             if not isinstance(network, CooperativeNetwork):
@@ -124,7 +122,7 @@ class Predictor:
             ) from error
         self.bfloat16 = fast and native_bfloat16(self.device)
         self.class_names, self.palette = class_names, palette
-        self.inference, self.resize, self.fast, self.branch = inference or Inference(), resize, fast, branch
+        self.inference, self.resize, self.fast = inference or Inference(), resize, fast
 
     def __call__(self, image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Prediction:
         """Predict one image.
@@ -149,15 +147,14 @@ class Predictor:
                 f"of {self.device}; use a sliding window, such as Inference(window=(768, 768))."
             ) from error
         seen_by = {name: output[0].cpu().numpy() for name, output in labels.items()}
-        chosen = self.branch or main_output(outputs)
+        chosen = main_output(outputs)
         return Prediction(pixels, seen_by[chosen], outputs[chosen][0], seen_by, self.class_names, self.palette)
 
     def describe(self) -> str:
         """Describe how images are predicted."""
         size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
-        branch = f", branch {self.branch}" if self.branch else ""
         fast = f", fast ({'bfloat16' if self.bfloat16 else 'float32'})" if self.fast else ""
-        return f"images {size}, {self.inference.describe()}{fast}{branch}"
+        return f"images {size}, {self.inference.describe()}{fast}"
 
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Outputs:
@@ -185,17 +182,15 @@ def load(
         device: The device to run on; by default a GPU if available.
         own_size: Keep the size of each image, even if the network was trained on resized images (`data.resize`).
         fast: Fold batch norms, use the channels-last layout, and bfloat16 on processors with instructions for it.
-        branch: The output to predict with, such as top; by default the ensemble, or the only branch.
+        branch: A branch, such as bottom, to predict with alone: only this network is kept, without connections.
 
     Raises:
         CrosscoopError: The file or branch does not exist, crosscoop did not write the file, or its weights do not fit
             its network.
     """
-    network, about = read_network(checkpoint)
-    if branch and branch not in about.outputs:
-        raise CrosscoopError(f"branch: got {branch!r}, expected one of {', '.join(about.outputs)}.")
+    network, about = read_network(checkpoint, branch)
     size = None if own_size else about.resize
-    return Predictor(network, about.class_names, about.palette, inference, device, size, fast, branch)
+    return Predictor(network, about.class_names, about.palette, inference, device, size, fast)
 
 
 def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:
