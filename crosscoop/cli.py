@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the validation split."),
     "test": ("crosscoop.commands.training:main", "Evaluate a checkpoint on the test split."),
     "predict": ("crosscoop.commands.predict:main", "Predict images, a video, or a split of a data set."),
+    "join": ("crosscoop.commands.join:join", "Join trained networks in one, with an ensemble and a cascade."),
     "export": ("crosscoop.commands.export:export", "Export a checkpoint to ONNX, torch.export or safetensors."),
     "push": ("crosscoop.commands.push:push", "Upload a checkpoint to the Hugging Face Hub."),
     "score": ("crosscoop.commands.score:score", "Score label PNGs written by any tool."),

@@ -7,14 +7,14 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import nn
 
 from crosscoop.checkpoints.about import About, about_checkpoint
 from crosscoop.errors import CrosscoopError
+from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.create import create_network
 
 
-def read_checkpoint_network(path: str | Path) -> tuple[nn.Module, About]:
+def read_checkpoint_network(path: str | Path) -> tuple[CooperativeNetwork, About]:
     """Return the network in a checkpoint, and its description.
 
     Raises:

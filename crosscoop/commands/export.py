@@ -18,8 +18,7 @@ from crosscoop.export.int8 import EQUAL, Images, compare, images_in, images_of, 
 from crosscoop.export.parity import parity
 from crosscoop.export.read import read_network
 from crosscoop.files import replacing
-from crosscoop.network.cooperative import CooperativeNetwork
-from crosscoop.network.outputs import outputs_of
+from crosscoop.network.cooperative import CooperativeNetwork, by_name
 from crosscoop.prediction.results import find_images
 
 
@@ -82,9 +81,7 @@ def export(
         with replacing(path) as temporary:
             chosen.write(temporary, network, about)
             exported = chosen.read(temporary)[0].eval()
-            agreed, lines = parity(
-                lambda image: outputs_of(network(image, about.upsampled)), lambda image: outputs_of(exported(image))
-            )
+            agreed, lines = parity(by_name(network, about.upsampled), by_name(exported))
             print("\n".join(lines))
             if agreed and int8:
                 agreed = to_int8(temporary, about, calibration_images(checkpoint, calibration, about.resize))

@@ -23,6 +23,7 @@ from crosscoop.data.dataset import Array
 from crosscoop.data.peculiarities import of_image, summed_up
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.cascade import describe_cascade
 from crosscoop.evaluation.inference import Inference
 from crosscoop.files import replacing, shorten
 from crosscoop.prediction.pictures import overlay
@@ -138,6 +139,8 @@ def predict(
     except OSError as error:
         raise CrosscoopError(f"{results.folder}: cannot be written ({error}). Give another --output.") from error
     print(f"{results}\nProtocol: {protocol}")
+    if predictor.cascade and results.written:
+        print(describe_cascade(predictor.cascade.record()))
     if results.failures:
         print("\n".join(["Failed:", *results.failures]), file=sys.stderr)
         raise SystemExit(1)

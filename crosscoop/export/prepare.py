@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.fold import fold_batch_norm
-from crosscoop.network.outputs import outputs_of
 
 SAME = (Conv2dSame, MaxPool2dSame, AvgPool2dSame)
 """timm's layers with TensorFlow's padding, which depends on the input size."""
@@ -34,7 +33,7 @@ class Exportable(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)`, or `H/4, W/4`."""
-        outputs = outputs_of(self.network(image, self.upsample))
+        outputs = self.network.outputs(image, self.upsample)
         return tuple(outputs[name] for name in self.outputs)
 
 

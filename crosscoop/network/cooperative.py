@@ -1,14 +1,33 @@
 """The cooperative network: branches that advance in lockstep, with exchanges between the steps (figure 4)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.branch import Branch
+from crosscoop.network.ensemble import Ensemble
 from crosscoop.network.exchange import Exchange
 from crosscoop.network.fusion import Add, FusionFactory
+from crosscoop.network.layers import resize
+from crosscoop.network.outputs import ENSEMBLE, outputs_of
 from crosscoop.network.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """When one branch answers for the whole network.
+
+    Attributes:
+        branch: The index of the branch that answers first, alone; the cheapest one.
+        confidence: Mean over an image's pixels of the branch's highest probability from which its answer counts; the
+            other branches run for the remaining images only.
+    """
+
+    branch: int
+    confidence: float
 
 
 class CooperativeNetwork(nn.Module):
@@ -18,6 +37,8 @@ class CooperativeNetwork(nn.Module):
         branches: Any number of branches, top first. A single one is the single-network baseline.
         strategy: Which exchange points are connected, and in which direction.
         fusion: Creates a fusion operator for a number of channels.
+        ensemble: How the branches' logits become one prediction; by default their sum.
+        cascade: When a branch's answer suffices, see `cascaded`.
 
     Attributes:
         exchanges: The exchange at each connected point, by the point's name.
@@ -29,9 +50,17 @@ class CooperativeNetwork(nn.Module):
     branches: Sequence[Branch]
     exchanges: Mapping[str, Exchange]
 
-    def __init__(self, branches: Sequence[Branch], strategy: Strategy, fusion: FusionFactory = Add) -> None:
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        strategy: Strategy,
+        fusion: FusionFactory = Add,
+        ensemble: Ensemble | None = None,
+        cascade: Cascade | None = None,
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
+        self.ensemble, self.cascade = ensemble or Ensemble(len(branches), 0), cascade
         points = connected(branches, strategy)
         channels = [{point.name: point.channels for point in branch.points} for branch in branches]
         self.exchanges = nn.ModuleDict(  # type: ignore[assignment]
@@ -49,7 +78,7 @@ class CooperativeNetwork(nn.Module):
                 enough for `upsampled_labels`.
 
         Returns:
-            The logits of each branch, `(N, num_classes, H, W)`. Their sum is the ensemble.
+            The logits of each branch, `(N, num_classes, H, W)`.
         """
         return self.forward_maps(image, upsample=upsample)[0]
 
@@ -78,6 +107,47 @@ class CooperativeNetwork(nn.Module):
             features = [walks[i].send(own) if i in walkers else own for i, own in enumerate(features)]
         return features, kept
 
+    def outputs(self, image: Tensor, upsample: bool = True) -> dict[str, Tensor]:
+        """Segment with every branch and, if there are several, with their ensemble.
+
+        Args:
+            image: `(N, 3, H, W)` RGB in [0, 1], any size.
+            upsample: See `forward`.
+
+        Returns:
+            Logits `(N, num_classes, H, W)` by output name. If they are not upsampled and the branches' resolutions
+            differ, the ensemble has the highest.
+        """
+        return outputs_of(self(image, upsample), self.ensemble)
+
+    def cascaded(self, image: Tensor, upsample: bool = True) -> tuple[Tensor, Tensor]:
+        """Segment with the cascade's branch, and with the ensemble where that branch is not confident enough.
+
+        Args:
+            image: `(N, 3, H, W)` RGB in [0, 1], any size.
+            upsample: See `outputs`.
+
+        Returns:
+            Logits `(N, num_classes, H, W)`, and whether each image was sent on to the ensemble, `(N,)`.
+        """
+        assert self.cascade
+        first = self.branches[self.cascade.branch](image, upsample)
+        sent = confidence(first) < self.cascade.confidence
+        if not sent.any():
+            return first, sent
+        rest = image[sent]
+        if self.exchanges:
+            logits = self(rest, upsample)
+        else:
+            logits = [
+                first[sent] if i == self.cascade.branch else branch(rest, upsample)
+                for i, branch in enumerate(self.branches)
+            ]
+        combined = outputs_of(logits, self.ensemble)[ENSEMBLE]
+        answer = resize(first, combined.shape[-2:]).clone()
+        answer[sent] = combined
+        return answer, sent
+
     def alone(self, branch: int) -> "CooperativeNetwork":
         """Return a network of one branch, which shares this one's weights and lacks its connections.
 
@@ -94,6 +164,25 @@ class CooperativeNetwork(nn.Module):
         """
         receives = any(exchange.receivers[branch].connections for exchange in self.exchanges.values())
         return not receives or self.strategy.dropout > 0
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Return the mean over the pixels of the highest probability, `(N,)`.
+
+    Args:
+        logits: `(N, num_classes, H, W)`.
+    """
+    return logits.float().softmax(1).amax(1).mean((1, 2))
+
+
+def by_name(network: nn.Module, upsample: bool = True) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Return what computes logits by output name: a cooperative network's `outputs`, or an exported network itself.
+
+    Args:
+        network: The network.
+        upsample: See `CooperativeNetwork.forward`; an exported network is as it was exported.
+    """
+    return partial(network.outputs, upsample=upsample) if isinstance(network, CooperativeNetwork) else network
 
 
 def connected(branches: Sequence[Branch], strategy: Strategy) -> list[str]:

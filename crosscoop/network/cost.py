@@ -51,6 +51,21 @@ def without_weights(network: CooperativeNetwork) -> CooperativeNetwork:
     return copy.deepcopy(network, weights | statistics).eval()
 
 
+def branch_macs(network: CooperativeNetwork, height: int, width: int) -> list[int] | None:
+    """Count the multiply-adds of each branch alone for one image; None where they cannot be counted.
+
+    Args:
+        network: The network.
+        height: Height of the image in pixels.
+        width: Its width.
+    """
+    try:
+        twin, image = without_weights(network), torch.empty(1, 3, height, width, device="meta")
+        return [count_macs(branch, image) for branch in twin.branches]
+    except Exception:  # a user-defined module may depend on the values of a map
+        return None
+
+
 def cost_by_part(network: CooperativeNetwork, height: int, width: int) -> dict[str, PartCost]:
     """Count the cost of each backbone, each head (the rest of its branch), the exchanges and the complete network.
 

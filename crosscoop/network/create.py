@@ -7,10 +7,12 @@ from typing import Any
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.backbone import Backbone
 from crosscoop.network.branch import Branch
-from crosscoop.network.cooperative import CooperativeNetwork
+from crosscoop.network.cooperative import Cascade, CooperativeNetwork
 from crosscoop.network.deeplabv3plus import DeepLabV3Plus
+from crosscoop.network.ensemble import get_ensemble
 from crosscoop.network.fusion import FusionFactory, get_fusion
 from crosscoop.network.lookup import find
+from crosscoop.network.outputs import branch_names
 from crosscoop.network.strategy import Strategy, get_strategy
 from crosscoop.network.summed import SummedBackbones
 
@@ -25,6 +27,8 @@ def create_network(
     channels: int = 256,
     separable: bool = False,
     atrous_rates: Sequence[int] = (6, 12, 18),
+    ensemble: str = "sum",
+    cascade: dict[str, Any] | None = None,
 ) -> CooperativeNetwork:
     """Create a cooperative network from the names of its parts.
 
@@ -46,6 +50,12 @@ def create_network(
         separable: Use depthwise-separable instead of dense 3x3 convolutions in ASPP and decoder.
         atrous_rates: Rates of ASPP's three 3x3 convolutions at output stride 16, doubled at 8; reduce them for crops
             much smaller than 513, where a rate of 12 or 18 reaches only padding.
+        ensemble: How the branches' logits become one prediction: sum (the paper's), mean_probability, weighted or
+            most_confident, which `crosscoop join` fits on the validation split; or the class path of your own
+            `crosscoop.Ensemble`.
+        cascade: `{branch: top, confidence: 0.9}` lets a branch answer alone for images, or windows, in which the mean
+            over the pixels of its highest probability is at least that; `crosscoop join` finds the confidence. It
+            applies to test and predict, not to training and export.
 
     Raises:
         CrosscoopError: A name is unknown, the strategy does not fit the branches, a backbone does not support the
@@ -75,7 +85,29 @@ def create_network(
                 "depth, class_path and init_args."
             )
         networks.append(_branch(fields, _backbone(fields, output_stride, weights), num_classes, heads))
-    return CooperativeNetwork(networks, connections, operator)
+    combined = get_ensemble(ensemble)(len(networks), num_classes)
+    return CooperativeNetwork(networks, connections, operator, combined, get_cascade(cascade, len(networks)))
+
+
+def get_cascade(fields: dict[str, Any] | None, num_branches: int) -> Cascade | None:
+    """Return the cascade that a configuration describes.
+
+    Args:
+        fields: The branch's name and the confidence.
+        num_branches: The number of branches.
+
+    Raises:
+        CrosscoopError: The fields are others, the branch is unknown or the only one, or the confidence is no number.
+    """
+    if fields is None:
+        return None
+    names = branch_names(num_branches)
+    if set(fields) != {"branch", "confidence"} or fields["branch"] not in names or num_branches < 2:
+        raise CrosscoopError(
+            f"network.cascade: got {fields}, expected the fields branch, one of several ({', '.join(names)}), and "
+            "confidence, from 0 to 1."
+        )
+    return Cascade(names.index(fields["branch"]), float(fields["confidence"]))
 
 
 def _branch(

@@ -1,12 +1,17 @@
-"""The outputs of a network by name: the branches, and their sum, the ensemble."""
+"""The outputs of a network by name: the branches and their ensemble."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
 from crosscoop.network.layers import resize
 
 ENSEMBLE = "ensemble"
+
+CASCADE = "cascade"
+
+ALONE = "_alone"
+"""Suffix to a branch's name: the branch without its connections."""
 
 
 def branch_names(num_branches: int) -> list[str]:
@@ -20,31 +25,30 @@ def output_names(num_branches: int) -> list[str]:
     return branch_names(num_branches) + [ENSEMBLE] * (num_branches > 1)
 
 
-def outputs_of(logits: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the branches' logits and their sum, the ensemble, by name; logits that already have names keep them.
+def outputs_of(logits: Sequence[Tensor], ensemble: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, Tensor]:
+    """Return the branches' logits and, if there are several, their ensemble, by name.
 
-    If the logits are not upsampled and the branches' resolutions differ, the sum has the highest resolution.
+    Args:
+        logits: Each branch's, `(N, num_classes, h, w)`.
+        ensemble: Computes the ensemble of logits of one size, the highest of them.
     """
-    if isinstance(logits, Mapping):
-        return dict(logits)
     names = output_names(len(logits))
     if len(logits) == 1:
         return {names[0]: logits[0]}
     size = max((each.shape[-2:] for each in logits), key=lambda size: size[0])
-    first, *others = [resize(each, size) for each in logits]
-    return dict(zip(names, [*logits, sum(others, first)], strict=True))
+    return dict(zip(names, [*logits, ensemble([resize(each, size) for each in logits])], strict=True))
 
 
 def main_output(names: Iterable[str]) -> str:
-    """Return the name of the output that represents the network: the ensemble, otherwise the first output.
+    """Return the name of the output that represents the network: the cascade, the ensemble, or the first output.
 
     Args:
         names: The names of the available outputs, at least one; an exported network may lack some.
     """
     names = list(names)
-    return ENSEMBLE if ENSEMBLE in names else names[0]
+    return next((name for name in (CASCADE, ENSEMBLE) if name in names), names[0])
 
 
 def branches_of(names: Iterable[str]) -> list[str]:
-    """Return the names of the outputs that are branches."""
-    return [name for name in names if name != ENSEMBLE]
+    """Return the names of the outputs that are branches of the whole network."""
+    return [name for name in names if name not in (ENSEMBLE, CASCADE) and not name.endswith(ALONE)]

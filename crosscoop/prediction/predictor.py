@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from crosscoop.data.augment import resized
 from crosscoop.data.dataset import Array, Color
 from crosscoop.data.images import read_image, to_rgb
 from crosscoop.errors import CrosscoopError
+from crosscoop.evaluation.cascade import CountedCascade
 from crosscoop.evaluation.inference import Inference, Outputs
 from crosscoop.evaluation.labels import upsampled_labels
 from crosscoop.export.read import read_network
-from crosscoop.network.cooperative import CooperativeNetwork
+from crosscoop.network.cooperative import CooperativeNetwork, by_name
 from crosscoop.network.fold import fold_batch_norm
 from crosscoop.network.layers import resize
-from crosscoop.network.outputs import branches_of, main_output, outputs_of
+from crosscoop.network.outputs import CASCADE, branches_of, main_output
 from crosscoop.network.precision import native_bfloat16
 from crosscoop.prediction.pictures import colored, highlight, legend, overlay, side_by_side
 
@@ -33,9 +35,9 @@ class Prediction:
 
     Attributes:
         image: `(H, W, 3)` uint8 RGB.
-        labels: `(H, W)` uint8 class indices of the ensemble, or of the only branch.
+        labels: `(H, W)` uint8 class indices of the ensemble, of the cascade, or of the only branch.
         logits: `(num_classes, h, w)` of the same output, at the network's resolution.
-        branch_labels: `(H, W)` uint8 class indices by output name: top, bottom, ensemble.
+        branch_labels: `(H, W)` uint8 class indices by output name: top, bottom, ensemble; or cascade.
         class_names: One name per class.
         palette: One RGB colour per class.
     """
@@ -55,11 +57,10 @@ class Prediction:
 
     @property
     def disagreement(self) -> NDArray[np.bool_]:
-        """The pixels `(H, W)` on which the branches differ; none for a single branch."""
-        first, *others = [self.branch_labels[name] for name in branches_of(self.branch_labels)]
-        different = np.zeros(first.shape, bool)
-        for other in others:
-            different |= first != other
+        """The pixels `(H, W)` on which the branches differ; none for a single branch or a cascade."""
+        different = np.zeros(self.labels.shape, bool)
+        for first, second in pairwise(self.branch_labels[name] for name in branches_of(self.branch_labels)):
+            different |= first != second
         return different
 
     def draw(self, alpha: float = 0.5) -> Image.Image:
@@ -81,8 +82,8 @@ class Predictor:
     """A network that predicts images of any size; labels and probabilities have the size of the image.
 
     Args:
-        network: Maps `(N, 3, H, W)` RGB in [0, 1] to the logits of each branch, as a `CooperativeNetwork` does, or to
-            logits by output name, as an exported network does.
+        network: A `CooperativeNetwork`, or an exported one, which maps `(N, 3, H, W)` RGB in [0, 1] to logits by output
+            name.
         class_names: One name per class.
         palette: One RGB colour per class.
         inference: The inference protocol; by default the whole image at once.
@@ -123,6 +124,8 @@ class Predictor:
         self.bfloat16 = fast and native_bfloat16(self.device)
         self.class_names, self.palette = class_names, palette
         self.inference, self.resize, self.fast = inference or Inference(), resize, fast
+        cascades = isinstance(network, CooperativeNetwork) and network.cascade
+        self.cascade = CountedCascade(network) if cascades else None  # type: ignore[arg-type]
 
     def __call__(self, image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Prediction:
         """Predict one image.
@@ -159,10 +162,11 @@ class Predictor:
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Outputs:
         """Return logits by output name of a uint8 RGB batch `(N, 3, H, W)`, in its size or the network's lower one."""
-        coarse = {"upsample": False} if isinstance(self.network, CooperativeNetwork) else {}
         scaled = image.to(self.device).float() / 255
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.inference(lambda view: outputs_of(self.network(view, **coarse)), scaled)
+            if cascade := self.cascade:
+                return self.inference(lambda view: {CASCADE: cascade(view)}, scaled)
+            return self.inference(by_name(self.network, upsample=False), scaled)
 
 
 def load(

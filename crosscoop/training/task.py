@@ -16,12 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from crosscoop.data.augment import cutmix
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
+from crosscoop.evaluation.cascade import CascadeRecord, CountedCascade
 from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.labels import upsampled_labels
 from crosscoop.evaluation.metrics import MetricFactory, Scores
 from crosscoop.network import CooperativeNetwork
-from crosscoop.network.outputs import branch_names, main_output, output_names, outputs_of
+from crosscoop.network.outputs import ALONE, CASCADE, branch_names, branches_of, main_output, output_names
 from crosscoop.training.lightning_fixes import thaw_resumed
 from crosscoop.training.loss import CrossEntropy, Loss
 from crosscoop.training.objective import Objective, Supervised
@@ -82,6 +83,7 @@ class CooperativeSegmentation(pl.LightningModule):
         inference: How images are evaluated; the option group `inference` of the command line.
         metrics: Metrics in addition to those of the confusion matrix, by class path: BoundaryIoU, which takes longer
             than all the others, or your own `crosscoop.SegmentationMetric`.
+        alone: Also evaluate each branch without its connections, as outputs such as `bottom_alone`.
         channels_last: Use the channels-last memory layout, which is faster on CPUs and on GPUs with tensor cores.
         compile: Compile the forward pass of training with torch.compile (the first steps take minutes). Evaluation is
             not compiled: each new image size would take minutes again.
@@ -100,6 +102,7 @@ class CooperativeSegmentation(pl.LightningModule):
         objective: Objective = Supervised(),  # noqa: B008
         inference: Inference = Inference(),  # noqa: B008
         metrics: Sequence[MetricFactory] = (),
+        alone: bool = False,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -114,7 +117,15 @@ class CooperativeSegmentation(pl.LightningModule):
         self.scheduler: SchedulerFactory | None = scheduler
         self.poly_power, self.warmup_steps = poly_power, warmup_steps
         self.heads_lr_multiplier = heads_lr_multiplier
-        self.evaluator = Evaluator(class_names, output_names(len(network.branches)), metrics)
+        names = output_names(len(network.branches))
+        self.alone = alone and len(network.branches) > 1
+        if self.alone:
+            names += [name + ALONE for name in branches_of(names)]
+        self.cascade = CountedCascade(network) if network.cascade else None
+        if self.cascade:
+            names.append(CASCADE)
+        self.cascade_record: CascadeRecord | None = None
+        self.evaluator = Evaluator(class_names, names, metrics)
         self.scores: dict[str, Scores] = {}
         self.num_images = 0
         if channels_last:
@@ -124,12 +135,21 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
-        return outputs_of(self.network(image))
+        return self.network.outputs(image)
 
     def labels(self, image: Tensor) -> dict[str, Tensor]:
         """Segment `(N, 3, H, W)` RGB in [0, 1] into labels `(N, H, W)` uint8 by output name, with `inference`."""
-        outputs = self.inference(lambda view: outputs_of(self.network(view, upsample=False)), image)
+        outputs = self.inference(self._outputs, image)
         return {name: upsampled_labels(logits, image.shape[-2:]) for name, logits in outputs.items()}
+
+    def _outputs(self, view: Tensor) -> dict[str, Tensor]:
+        outputs = self.network.outputs(view, upsample=False)
+        if self.alone:
+            for i, name in enumerate(branches_of(list(outputs))):
+                (outputs[name + ALONE],) = self.network.alone(i)(view, upsample=False)
+        if self.cascade:
+            outputs[CASCADE] = self.cascade(view)
+        return outputs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the objective's losses."""
@@ -306,6 +326,7 @@ class CooperativeSegmentation(pl.LightningModule):
         """Log the main output's metrics as `stage/miou` and `stage/iou/CLASS`, each branch's as `stage/miou_BRANCH`."""
         self.num_images, self.scores = self.evaluator.num_images(), self.evaluator.compute()
         self.evaluator.reset()
+        self.cascade_record = self.cascade.record() if self.cascade else None
         main, logged = main_output(self.scores), dict[str, float | None]()
         for name, scores in self.scores.items():
             suffix = "" if name == main else f"_{name}"

@@ -8,7 +8,6 @@ from torch.nn import functional
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.labels import upsampled_labels
 from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
-from crosscoop.network.outputs import outputs_of
 from crosscoop.prediction.predictor import Predictor
 from crosscoop.training.task import CooperativeSegmentation
 
@@ -65,7 +64,7 @@ def test_evaluation_and_prediction_see_what_the_whole_logits_say(make_pair, opti
     predictor = Predictor(network, list("abcde"), list(STREETS.palette[:5]), inference, device="cpu")
     with torch.no_grad():
         labels = task.labels(image.float() / 255)
-        full = inference(lambda view: outputs_of(network(view)), image.float() / 255)
+        full = inference(network.outputs, image.float() / 255)
     prediction = predictor(image[0])
     for name, logits in full.items():
         assert (labels[name] != logits.argmax(1)).float().mean() < 1e-3

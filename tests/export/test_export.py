@@ -25,7 +25,7 @@ from crosscoop.export import prepare
 from crosscoop.export.formats import FORMATS, write_onnx
 from crosscoop.export.parity import SIZES, parity, random_image
 from crosscoop.export.read import read_network
-from crosscoop.network.outputs import outputs_of
+from crosscoop.network.cooperative import by_name
 from crosscoop.prediction.predictor import Predictor
 
 
@@ -76,7 +76,7 @@ def refused(capsys):
 def test_parity_at_any_batch_and_size(run, loaded, format, size):
     network, image = read_network(run / "best.ckpt")[0].eval(), torch.rand(size[0], 3, *size[1:])
     with torch.no_grad():
-        expected, outputs = outputs_of(network(image)), outputs_of(loaded[format](image))
+        expected, outputs = network.outputs(image), by_name(loaded[format])(image)
     assert list(outputs) == ["top", "bottom", "ensemble"]
     for name, logits in outputs.items():
         assert torch.allclose(logits, expected[name], atol=1e-4)
@@ -258,7 +258,7 @@ def test_same_padding_is_constant_in_an_export(make_pair):
     assert len(layers) >= 4 and len(mirrored) == 4
     image = torch.rand(1, 3, 65, 98)
     with torch.no_grad():
-        expected, got = outputs_of(network(image)), exportable(image)
+        expected, got = network.outputs(image), exportable(image)
     for name, logits in zip(("bottom", "ensemble"), got, strict=True):
         assert torch.allclose(logits, expected[name], atol=1e-4 * float(expected[name].abs().max()))
 

@@ -120,7 +120,7 @@ def test_exchange_fits_channels_and_size_of_the_receiver():
 
 
 def test_connection_of_equal_maps_has_no_parameters_of_its_own():
-    assert not list(Connection(4, 4, Add, detach=False).parameters())
+    assert not list(Connection(4, 4, Add, Strategy()).parameters())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_three_branches_receive_from_all_that_the_direction_names(direction, exp
 
 
 def test_detach_stops_gradients_at_the_connection_but_not_in_it():
-    connection = filled(Connection(4, 6, Concat, detach=True))
+    connection = filled(Connection(4, 6, Concat, Strategy(detach=True)))
     own = torch.randn(2, 4, 3, 3, requires_grad=True)
     received = torch.randn(2, 6, 3, 3, requires_grad=True)
     connection(own, received).square().sum().backward()
@@ -275,7 +275,7 @@ def test_catalogue_names_round_trip():
         ("no_such_file.mine", "cannot be imported"),
         ("crosscoop.network.nothing", "cannot be imported"),
         ("math.pi", "is a float, expected a crosscoop.Strategy"),
-        ({"point": ["aspp"]}, r"got fields \['point'\], expected points, direction or detach"),
+        ({"point": ["aspp"]}, r"got fields \['point'\], expected only points, direction, detach, dropout"),
         ({"points": "aspp"}, "expected a list"),
         ({"points": ["aspp"], "direction": "up"}, "expected one of both, top_to_bottom, bottom_to_top"),
     ],

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
+from crosscoop.evaluation.cascade import describe_cascade
 from crosscoop.evaluation.records import confusion_record, describe, to_record, to_table
 from crosscoop.files import replacing, write_json
 from crosscoop.network.outputs import main_output
@@ -139,6 +140,8 @@ class RunFolder(pl.Callback):
         title = f"{output}, {describe(record['protocol'])}"
         save_confusion(folder / "confusion.png", scores.counts.numpy(), scores.class_names, title)
         Console().print(to_table(record))
+        if module.cascade_record:
+            print(describe_cascade(module.cascade_record))
         print(f"Peak memory: {peak_memory(module.device):.1f} GiB on {module.device}")
         print(f"Metrics: {folder / 'metrics.json'}\nConfusion matrix: {folder / 'confusion.png'}")
 
@@ -147,7 +150,8 @@ class RunFolder(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         split = data.dataset.test_split if stage == "test" else data.dataset.val_split
         protocol = {**data.protocol(split, module.num_images), "inference": module.inference.describe()}
-        return to_record(stage, module.scores, protocol)
+        record = to_record(stage, module.scores, protocol)
+        return {**record, "cascade": module.cascade_record} if module.cascade_record else record
 
     def _mean_loss(self) -> float:
         return sum(float(loss) for loss in self.losses) / max(len(self.losses), 1)
