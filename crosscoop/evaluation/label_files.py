@@ -71,7 +71,8 @@ def each_prediction(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for result in track(pool.map(attempt, matched), title, total=len(matched), transient=True):
             if isinstance(result, CrosscoopError):
-                faults["of another size" if isinstance(result, WrongSizeError) else "unusable"].append(str(result))
+                kind = "of another size" if isinstance(result, WrongSizeError) else "unusable"
+                faults[kind].append(str(result).removesuffix("."))  # a list separates them by commas
             else:
                 yield result
     if extra:

@@ -112,7 +112,7 @@ def test_damaged_images_are_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
     refused(lambda: read_image(path), path, "file not found")
     path.touch()
-    refused(lambda: read_image(path), path, "got 0 bytes that cannot be decoded", "restore")
+    refused(lambda: read_image(path), path, "got 0 bytes that cannot be decoded", "Restore")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     whole = save(path, noise).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -321,7 +321,7 @@ def test_voc_names_what_is_missing(voc: Path) -> None:
     refused(lambda: dataset.samples("tarin"), 'got the split "tarin"', "tarin.txt", "test, train, trainaug, val")
     (voc / "JPEGImages" / "a.jpg").unlink()
     source = voc / "ImageSets/Segmentation/train.txt"
-    refused(lambda: dataset.samples("train"), source, "1 of its 6", voc / "JPEGImages" / "a.jpg", "restore")
+    refused(lambda: dataset.samples("train"), source, "1 of its 6", voc / "JPEGImages" / "a.jpg", "Restore")
     text(source, *"bcb")
     refused(lambda: dataset.samples("train"), source, "got b more than once")
     refused(lambda: PascalVOC(str(voc / "JPEGImages")).samples("train"), voc / "JPEGImages", "got no PASCAL VOC 2012 data")
@@ -622,7 +622,7 @@ def test_images_beside_masks_are_not_to_be_removed(tmp_path: Path) -> None:
     picture(tmp_path / "data/a.jpg")
     with pytest.raises(CrosscoopError, match=r"a.jpg and a.png for a, .* mask_suffix: .png, or list") as caught:
         dataset.samples("train")
-    assert "remove" not in str(caught.value)
+    assert "remove" not in str(caught.value).lower()
 
 
 def test_a_list_of_names_chooses_from_folders(folder: Path) -> None:
