@@ -81,11 +81,11 @@ def enlarge(path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
-    "truncated image": ("image", truncate, ["bytes that cannot be decoded", "restore the file"]),
-    "empty image": ("image", lambda path: path.write_bytes(b""), ["0 bytes", "restore the file"]),
+    "truncated image": ("image", truncate, ["bytes that cannot be decoded", "Restore the file"]),
+    "empty image": ("image", lambda path: path.write_bytes(b""), ["0 bytes", "Restore the file"]),
     "vanished image": ("image", Path.unlink, ["file not found", "restore the file"]),
-    "truncated mask": ("mask", truncate, ["bytes that cannot be decoded", "restore the file"]),
-    "empty mask": ("mask", lambda path: path.write_bytes(b""), ["0 bytes", "restore the file"]),
+    "truncated mask": ("mask", truncate, ["bytes that cannot be decoded", "Restore the file"]),
+    "empty mask": ("mask", lambda path: path.write_bytes(b""), ["0 bytes", "Restore the file"]),
     "vanished mask": ("mask", Path.unlink, ["file not found", "restore the file"]),
     "mask of another size": ("mask", enlarge, ["32 x 49", "32 x 48", "Fix or remove"]),
     "unknown class": ("mask", lambda path: save(path, np.full(SIZE, 3, np.uint8)), ["values 3", "3 classes", "orrect"]),
@@ -93,7 +93,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "lossy mask": (
         "mask",
         lambda path: save(path, np.ones(SIZE, np.uint8), format="JPEG"),
-        ["lossy", "save the class"],
+        ["lossy", "Save the class"],
     ),
     "16-bit mask": ("mask", lambda path: save(path, np.full(SIZE, 300, np.uint16)), ["values 300", "3 classes"]),
     "RGB mask": ("mask", lambda path: save(path, np.full((*SIZE, 3), [9, 8, 7], np.uint8)), ["in colours", "palette"]),

@@ -19,7 +19,7 @@ TAKEN = 75
 
 
 TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "epoch"}}
-"""Lightning's clock, which continues where a resumed training stopped; its default for `interval` has no YAML form."""
+"""Lightning's timer, which a resumed training continues; the default of its `interval` cannot be written to YAML."""
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
@@ -41,7 +41,7 @@ def tests(ablation: Ablation, cell: Cell) -> dict[str, Path]:
 
 
 def given_test(ablation: Ablation, name: str) -> dict[str, Any]:
-    """Return what a test is run with; kept beside its results."""
+    """Return the arguments of a test, which are stored beside its results."""
     return {"checkpoint": ablation.checkpoint, "options": ablation.tests[name]}
 
 
@@ -50,10 +50,10 @@ def run(ablation: Ablation, cell: Cell) -> None:
 
     Args:
         ablation: The ablation.
-        cell: The cell; its `given.yaml` is what `crosscoop fit` gets.
+        cell: The cell; its `given.yaml` is the configuration for `crosscoop fit`.
 
     Raises:
-        Timeout: Another worker holds it, here or on another machine.
+        Timeout: Another worker is running it, here or on another machine.
         SystemExit: The training or a test failed, or was stopped.
     """
     from crosscoop.ablation.cost import measure
@@ -64,7 +64,7 @@ def run(ablation: Ablation, cell: Cell) -> None:
         write_yaml(given, cell.config)
         cost = cell.folder / "cost.json"
         if not cost.is_file():
-            timed = (cell.config.get("trainer") or {}).get("max_time")  # Lightning then adds its own clock
+            timed = (cell.config.get("trainer") or {}).get("max_time")  # Lightning then adds its own timer
             timer = [] if timed else [f"--trainer.callbacks+={json.dumps(TIMER)}"]
             _crosscoop("fit", "--config", given, "--run", cell.folder, "--resume", *timer)
             write_json(cost, {**asdict(measure(cell)), "seconds": _seconds(cell.folder / "last.ckpt")})
@@ -80,9 +80,9 @@ def run(ablation: Ablation, cell: Cell) -> None:
 
 
 def _crosscoop(command: str, *options: object) -> None:
-    """Run a command in its own process, since Lightning starts the ranks of further GPUs with this process's arguments.
+    """Run a command in a process of its own: Lightning starts the ranks of further GPUs with its process's arguments.
 
-    Signals that ask for a stop are passed on.
+    Signals that request a stop are forwarded.
     """
     process = subprocess.Popen([sys.executable, "-m", "crosscoop", command, *map(str, options), *QUIET])
 

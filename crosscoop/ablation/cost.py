@@ -32,7 +32,7 @@ class Cost:
 
 
 def measure(cell: Cell) -> Cost:
-    """Count a network's parameters and multiply-adds, without memory for either if its operators allow.
+    """Count a network's parameters and multiply-adds, on the meta device if its operators support this.
 
     Args:
         cell: The cell.
@@ -45,7 +45,7 @@ def measure(cell: Cell) -> Cost:
         return _count(cell, data, "meta")
     except CrosscoopError:
         raise
-    except Exception:  # a user-defined operator may look at the values of a map
+    except Exception:  # a user-defined operator may depend on the values of a map
         try:
             return _count(cell, data, "cpu")
         except Exception as error:
@@ -63,10 +63,10 @@ def _count(cell: Cell, data: SegmentationData, device: str) -> Cost:
 
 
 def estimate_seconds(cell: Cell) -> float | None:
-    """Time one crop's forward and backward pass here, and multiply by what the training asks for.
+    """Estimate the training time from the forward and backward pass of one crop, measured on this machine.
 
-    Evaluation and data loading are not counted. None where trainer sets neither max_steps nor max_epochs, and where the
-    data is not available.
+    Evaluation and data loading are not included. None if trainer sets neither max_steps nor max_epochs, or if the data
+    is not available.
 
     Args:
         cell: The cell.
@@ -89,19 +89,19 @@ def estimate_seconds(cell: Cell) -> float | None:
         for _ in range(2):  # the first one warms up
             started = time.perf_counter()
             sum(loss(logits, mask) for logits in network(crop)).backward()
-            float(sum(p.grad.sum() for p in network.parameters() if p.grad is not None))  # the GPU is done
+            float(sum(p.grad.sum() for p in network.parameters() if p.grad is not None))  # waits for the GPU
     return (time.perf_counter() - started) * data.batch_size * steps
 
 
 def planned_steps(trainer: dict[str, Any], steps_per_epoch: int) -> int | None:
-    """Return how many steps a training will take; None where trainer limits neither steps nor epochs.
+    """Return the number of steps of a training; None if trainer limits neither steps nor epochs.
 
     Args:
         trainer: The options of the trainer.
-        steps_per_epoch: Steps of an epoch.
+        steps_per_epoch: Number of steps per epoch.
     """
     limits = trainer.get("max_steps") or 0, steps_per_epoch * (trainer.get("max_epochs") or 0)
-    return min((limit for limit in limits if limit > 0), default=None)  # Lightning writes no limit as -1
+    return min((limit for limit in limits if limit > 0), default=None)  # for Lightning, -1 means no limit
 
 
 def _network(cell: Cell, num_classes: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The grid: which cells an ablation has, and the configuration of each."""
+"""The grid: the cells of an ablation, and the configuration of each."""
 
 import copy
 import hashlib
@@ -28,7 +28,7 @@ class Cell:
     Attributes:
         name: The row of the table.
         seed: The seed.
-        config: What `crosscoop fit --config` gets.
+        config: The configuration for `crosscoop fit`.
         folder: The run's folder.
     """
 
@@ -48,16 +48,16 @@ class Ablation:
     """An ablation as its YAML describes it.
 
     Attributes:
-        base: The configuration of fit that all cells share; in the YAML a file's path, or the configuration itself.
+        base: The configuration of fit that all cells share; in the YAML, the path of a file, or the options themselves.
         title: Title of the tables.
         seeds: The seeds; each row is trained with each of them.
-        cells: Options by row, as `{row: {network.strategy: cross}}`; a dot leads into a group.
+        cells: Options by row, as `{row: {network.strategy: cross}}`; dots separate the groups.
         grid: Values by option; every combination is a further row.
         baseline: The rows that all others are compared with: one name or a list, of which plots show the first.
         tests: Options of `crosscoop test` by the name of a test; the tables show the first.
         checkpoint: Which checkpoint is tested: best.ckpt, or last.ckpt for a fixed number of steps.
-        layout: summary (a line per row, with all there is); outputs (a line per output: the paper's tables 1 and 3) and
-            connections (C1 and C2 ticked: the paper's table 5) are written beside it.
+        layout: summary (a line per row with all metrics); outputs (a line per output: the paper's tables 1 and 3) and
+            connections (C1 and C2 ticked: the paper's table 5) are written in addition to it.
     """
 
     base: Config
@@ -109,7 +109,7 @@ class Ablation:
             name: cross_c1_c2/seed0, or 3.
 
         Raises:
-            CrosscoopError: There is no such cell.
+            CrosscoopError: The cell does not exist.
         """
         cells = self.all_cells(runs)
         for i, cell in enumerate(cells):
@@ -122,7 +122,7 @@ class Ablation:
         """Return the configuration of a cell: the base with the row's options.
 
         Raises:
-            CrosscoopError: An option lies in something that is not a group.
+            CrosscoopError: An option's parent is not a group.
         """
         config = {**copy.deepcopy(self.base), "seed_everything": seed}
         for option, value in self.rows[name].items():
@@ -151,7 +151,7 @@ def read_ablation(path: Path) -> Ablation:
         path: The file; the base that it names is relative to it.
 
     Raises:
-        CrosscoopError: It cannot be read, or an entry is not what it must be.
+        CrosscoopError: It cannot be read, or an entry is invalid.
     """
     content = {key: value for key, value in load_yaml(path).items() if value is not None}
     if unknown := set(content) - set(Ablation.__dataclass_fields__):
@@ -166,12 +166,12 @@ def read_ablation(path: Path) -> Ablation:
     try:
         ablation = Ablation(**content)
     except ValidationError as wrong:
-        raise CrosscoopError("\n".join(f"{path}: {_told(each)}" for each in wrong.errors())) from None
+        raise CrosscoopError("\n".join(f"{path}: {_explained(each)}" for each in wrong.errors())) from None
     _check(ablation, path)
     return ablation
 
 
-def _told(wrong: ErrorDetails) -> str:
+def _explained(wrong: ErrorDetails) -> str:
     where = ".".join(map(str, wrong["loc"]))
     return f"{where}: got {wrong['input']!r}, expected {wrong['msg'].removeprefix('Input should be ')}."
 
@@ -179,7 +179,7 @@ def _told(wrong: ErrorDetails) -> str:
 def _check(ablation: Ablation, path: Path) -> None:
     rows = [*ablation.cells, *(name for name, _ in ablation.combinations)]
     if not (rows and ablation.seeds and ablation.tests):
-        raise CrosscoopError(f"{path}: got no cell, expected cells or a grid, seeds and tests.")
+        raise CrosscoopError(f"{path}: got no cells, expected cells or a grid, seeds and tests.")
     for key, names in (("cells", rows), ("tests", list(ablation.tests))):
         folders = [slug(name) for name in names]
         if twice := [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]:
@@ -198,7 +198,7 @@ def _check(ablation: Ablation, path: Path) -> None:
 
 
 def slug(name: str) -> str:
-    """Turn a row's name into a folder's."""
+    """Return the folder name for the name of a row or a test."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "cell"
 
 

@@ -30,19 +30,19 @@ SIGNALLED = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, 130, 143, 128 + s
 ELSEWHERE = "running elsewhere"
 STOPPED = "stopped"
 LOOK = 30.0
-"""Seconds between two checks of what other workers do."""
+"""Seconds between two checks of the state of other workers."""
 
 
 class Workers:
     """Processes that each run one cell at a time; several machines may work on one folder.
 
-    They share the processor's cores, and each takes the next of the GPUs.
+    They share the processor cores, and are assigned the GPUs in turn.
 
     Args:
         ablation: The ablation.
         cells: The cells to run.
         runs: The folder of all runs.
-        count: How many run at once.
+        count: Number of processes.
     """
 
     def __init__(self, ablation: Ablation, cells: Sequence[Cell], runs: Path, count: int) -> None:
@@ -56,7 +56,7 @@ class Workers:
         self.console = Console()
 
     def run(self) -> dict[str, str]:
-        """Work until no cell is left to take; a cell that fails does not stop the others.
+        """Run cells until none is left; a failed cell does not stop the others.
 
         Returns:
             The state of each cell.
@@ -94,7 +94,7 @@ class Workers:
             if len(self.running) >= self.count:
                 break
             if self.states[cell.label] in ("waiting", "interrupted") and cell.label not in self.running:
-                now = _state(self.ablation, cell)  # others may have been here since the last look
+                now = _state(self.ablation, cell)  # others may have changed it since the last check
                 if now in ("waiting", "interrupted"):
                     self._start(cell)
                 else:
@@ -128,7 +128,7 @@ class Workers:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=environment(self.slots[cell.label], self.count),
-                start_new_session=True,  # the terminal's Ctrl-C reaches it once, through us
+                start_new_session=True,  # it receives the terminal's Ctrl-C only once, from this process
             )
         self._tell(cell, "running")
 
@@ -161,7 +161,7 @@ class Workers:
             process.wait()
 
     def _view(self) -> Group:
-        """Return a table of rows by seeds; below it, what is done and how long the rest will take."""
+        """Return a table of rows by seeds; below it, the progress and the remaining time."""
         table = Table("row", title=self.ablation.title)
         for seed in self.ablation.seeds:
             table.add_column(f"seed {seed}", justify="right")
@@ -194,11 +194,11 @@ class Workers:
 
 
 def environment(slot: int, count: int) -> dict[str, str]:
-    """Return the environment of one of several workers: its share of the cores, its GPU (not measured on GPUs).
+    """Return the environment of one of several workers: its share of the cores, and its GPU (untested on GPUs).
 
     Args:
         slot: The worker's number.
-        count: How many there are.
+        count: Number of workers.
     """
     if count == 1:
         return dict(os.environ)
@@ -211,10 +211,10 @@ def environment(slot: int, count: int) -> dict[str, str]:
 
 
 def last_error(log: str) -> str:
-    """Find what went wrong in a cell's log: our own message, else the last line.
+    """Return the error in a cell's log: crosscoop's message or, without one, the last line.
 
     Args:
-        log: What the cell wrote in this attempt.
+        log: Output of the cell in this attempt.
     """
     _, ours, message = log.rpartition("crosscoop: error: ")
     message = message if ours else log.rstrip().rpartition("\n")[2]
@@ -223,12 +223,12 @@ def last_error(log: str) -> str:
 
 
 def _state(ablation: Ablation, cell: Cell) -> str:
-    """Return a cell's state as its folder records it: one that runs but was not started here runs elsewhere."""
+    """Return a cell's state according to its folder: a running cell that was not started here runs elsewhere."""
     return state(ablation, cell).replace("running", ELSEWHERE)
 
 
 def _epoch(cell: Cell) -> str:
-    """Return how far a training has got: the last row of its history."""
+    """Return the progress of a training, from the last row of its history."""
     with suppress(OSError, KeyError, ValueError, IndexError), (cell.folder / "history.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
         total = (cell.config.get("trainer") or {}).get("max_epochs", "?")

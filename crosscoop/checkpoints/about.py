@@ -1,4 +1,4 @@
-"""The description stored with a network: all that is needed to use and to judge it."""
+"""The description stored with a network: everything needed to use it and to assess it."""
 
 import json
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
 
 RESTORED = ("optimizer", "scheduler", "heads_lr_multiplier")
-"""Options of `model` that a resumed training restores from its checkpoint: other values would have no effect."""
+"""Options of `model` that a resumed training restores from its checkpoint, so that other values have no effect."""
 
 
 def check_fits(
@@ -24,9 +24,9 @@ def check_fits(
     weights: Mapping[str, Tensor],
     training: bool,
 ) -> None:
-    """Refuse a checkpoint with other classes or weights, and to resume training with other network options.
+    """Reject a checkpoint with other classes or weights and, to resume training, one with other network options.
 
-    An evaluation with other network options, to which the weights fit, only prints a note: it was asked for.
+    An evaluation with other network options prints a note if the weights fit, because it was requested explicitly.
 
     Args:
         path: The checkpoint.
@@ -87,7 +87,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], group: str, k
         before: A group's options in training.
         now: Its current options.
         group: The group's name.
-        keys: The options to compare; those that one side lacks, as another version may, are left out.
+        keys: The options to compare; those missing on one side, as in another version of crosscoop, are left out.
     """
     lines = []
     for key in now:

@@ -62,7 +62,7 @@ def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the contents of a checkpoint that `crosscoop fit` wrote.
 
-    Beside Lightning's entries, `crosscoop` contains `config`, `class_names` and `palette`.
+    In addition to Lightning's entries, it has an entry `crosscoop` with `config`, `class_names` and `palette`.
 
     Raises:
         CrosscoopError: The file does not exist, or `crosscoop fit` did not write it.
@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def written_by(about: Mapping[str, Any]) -> str:
-    """Return which version wrote a checkpoint, in brackets; empty if it was this one.
+    """Return which version wrote a checkpoint, in parentheses; empty if it is this version.
 
     Args:
         about: The checkpoint's entry `crosscoop`.

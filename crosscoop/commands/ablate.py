@@ -87,12 +87,14 @@ def ablate(
 def _open(folder: Path, grid: Path | None) -> Ablation:
     kept = folder / "ablation.yaml"
     if grid is None and not kept.is_file():
-        raise CrosscoopError(f"--grid: got none, and {folder} contains no ablation; expected the YAML of an ablation.")
+        raise CrosscoopError(
+            f"--grid: got none, and {folder} does not contain an ablation; expected the YAML of an ablation."
+        )
     return read_ablation(grid or kept)
 
 
 def _check_given(ablation: Ablation, cells: list[Cell]) -> None:
-    """Refuse a grid whose configurations differ from those of its existing runs, as after an edit of the YAML."""
+    """Reject a grid whose configurations differ from those of its existing runs, for example after an edit."""
     for cell in cells:
         given = cell.folder / "given.yaml"
         trained = given.is_file() and any((cell.folder / name).is_file() for name in ("last.ckpt", "cost.json"))

@@ -33,11 +33,11 @@ def check_data(data: SegmentationData, workers: int | None = None, output: str |
 
     Faults are: a missing, empty or damaged file; a mask of another size than its image; a mask that is lossy, contains
     values or colours without a class, or contradicts the colours of the classes; a training image without a mask; a
-    class without a pixel in the training masks; a number of images other than the official one; and the same image
-    (pixel by pixel) twice in a split or in two splits. Notes report names shared by different images of two splits,
-    classes missing from another split, files with several pages, images that EXIF mirrors or turns upside down without
-    their masks, and 16-bit images that are dark because they do not use all bits. The exit code is 0 without faults, 1
-    with faults, and 2 if there is nothing to check or an option is wrong.
+    class that does not occur in the training masks; a number of images other than the official one; and the same image
+    (pixel by pixel) twice in a split or in two splits. Notes report names shared by images of two splits, classes
+    missing from another split, files with several pages, images that EXIF mirrors or turns upside down without their
+    masks, and 16-bit images that are dark because they do not use all bits. The exit code is 0 without faults, 1 with
+    faults, and 2 if there is nothing to check or an option is wrong.
 
     Args:
         data: The data set, usually from --config; single options override it, such as --data.dataset.root FOLDER.
@@ -161,7 +161,7 @@ def find_splits(dataset: SegmentationDataset) -> tuple[dict[str, Sequence[Sample
             faults.append(Fault("split", [split], [], str(error)))
         except CrosscoopError as error:
             if isinstance(error, UnknownSplitError) and split not in (dataset.train_split, dataset.val_split):
-                note(f"There is no split to test on: {error}, or set test_split.")
+                note(f"There is no test split: {error} Alternatively, set test_split.")
             else:
                 faults.append(Fault("split", [split], [], str(error)))
     if not any(splits.values()):
@@ -199,7 +199,7 @@ def class_faults(looks: Sequence[Look], dataset: SegmentationDataset) -> list[Fa
     if not (counted and absent):
         return []
     message = (
-        f"{split}: got no pixel of {shorten(absent, 8)}, expected every class in the training split. Add images "
+        f"{split}: got no pixels of {shorten(absent, 8)}, expected every class in the training split. Add images "
         "that show them, or leave out the classes."
     )
     fault = nothing_to_learn(split, pixels, dataset.class_names)
@@ -250,7 +250,7 @@ def to_record(
             "absent_classes": absent,
         }
         if absent and split != dataset.train_split:  # there it is a fault
-            notes.append(f"{split} has no pixel of {', '.join(absent)}.")
+            notes.append(f"{split} has no pixels of {', '.join(absent)}.")
     shared = Counter(name for split in splits for name in {sample.name for sample in splits[split]})
     if names := [name for name, count in shared.items() if count > 1]:
         notes.append(f"{len(names)} names are in more than one split: {shorten(names)}.")

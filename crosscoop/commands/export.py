@@ -40,17 +40,17 @@ def export(
     names, colours, normalisation, and the metrics with their protocol, as JSON. Batch norm is folded into convolutions
     in onnx and torch_export; safetensors contains the original weights.
 
-    The exported network is read again and compared with the checkpoint. If they differ, no file is written, and the
+    The exported network is read back and compared with the checkpoint. If they differ, no file is written, and the
     exit code is 1.
 
     Args:
-        ckpt_path: The checkpoint; may be given as the first word, without the option's name.
+        ckpt_path: The checkpoint; may be given as the first argument, without the option's name.
         run: The run's folder, whose best.ckpt is exported, instead of a checkpoint.
         format: onnx (.onnx, requires the extra of that name), torch_export (.pt2; images of at least 17 x 17), or
             safetensors.
         output: The file to write; by default beside the checkpoint.
         branch: A branch to export alone, such as bottom: one network, without connections.
-        outputs: Names of the outputs, such as [ensemble], the fastest; by default all: top, bottom and ensemble.
+        outputs: Names of the outputs to keep, by default all: top, bottom and ensemble; [ensemble] is the fastest.
         coarse: Leave the logits at a quarter of the image's height and width, as the network computes them; crosscoop
             predict is faster with these.
         int8: Quantise the onnx file, to best.int8.onnx, and print size, time and mIoU of float and int8. Calibrated on
@@ -75,7 +75,7 @@ def export(
         raise CrosscoopError(f"ckpt_path: got {checkpoint}, expected a checkpoint or a .safetensors file.")
     about = replace(with_outputs(about, outputs), upsampled=not coarse)
     if format == "safetensors" and (outputs or coarse):
-        raise CrosscoopError("outputs, coarse: got a choice, expected none, as safetensors has the complete network.")
+        raise CrosscoopError("outputs, coarse: got a choice, expected none: safetensors contains the complete network.")
     network.eval()
     try:
         with replacing(path) as temporary:

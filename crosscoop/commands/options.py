@@ -36,8 +36,8 @@ class DataOf(ActionConfigFile):
 def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> None:
     """Run a function with options named as its parameters, in kebab-case.
 
-    A boolean parameter, whose default must be False, is a flag. A required `Sequence[str]` is positional, and
-    `ckpt_path` may be, as the first word. A function with a parameter `data` also gets the option `--config`.
+    A boolean parameter, whose default must be False, is a flag. A required `Sequence[str]` is positional, and so may be
+    `ckpt_path`, as the first argument. A function with a parameter `data` also gets the option `--config`.
 
     Args:
         function: The function.
@@ -111,10 +111,10 @@ def spelled(option: str, joint: Literal["-", "_"] = "-") -> str:
 
 
 def values_of(options: Sequence[str]) -> dict[str, str]:
-    """Return the value of each option by its name, before a parser reads them; for a flag, the word after it.
+    """Return the value of each option by its name, before a parser reads them; for a flag, the argument after it.
 
     Args:
-        options: The words of a command line after the command.
+        options: The arguments of a command line after the command.
     """
     given = dict(pair for pair in pairwise([*options, ""]) if pair[0].startswith("--"))
     return given | dict(option.split("=", 1) for option in options if option.startswith("--") and "=" in option)

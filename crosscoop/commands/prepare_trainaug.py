@@ -21,9 +21,9 @@ def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = Non
     """Create VOC's split trainaug: VOC train, SBD train and SBD val combined, without VOC val.
 
     The masks are written to `SegmentationClassAug`, with VOC's own masks taking precedence over SBD's, and the list to
-    `ImageSets/Segmentation/trainaug.txt`. The same command resumes an interrupted run. If `SegmentationClassAug` is
-    already complete, as offered by many sites, only the list is written, and SBD is not needed: the Semantic Boundaries
-    Dataset (Hariharan et al., ICCV 2011, http://home.bharathh.info/pubs/codes/SBD/download.html).
+    `ImageSets/Segmentation/trainaug.txt`. The same command resumes an interrupted run. SBD is the Semantic Boundaries
+    Dataset (Hariharan et al., ICCV 2011, http://home.bharathh.info/pubs/codes/SBD/download.html). It is not needed if
+    `SegmentationClassAug` is already complete, as offered by many sites: then only the list is written.
 
     Args:
         root: The folder of VOC 2012, as for the data set PascalVOC.
@@ -32,7 +32,7 @@ def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = Non
         download: Download VOC (2 GB) and SBD (1.4 GB) if they are missing.
 
     Raises:
-        CrosscoopError: VOC or SBD is missing or damaged, or the result would not have the 10,582 images.
+        CrosscoopError: VOC or SBD is missing or damaged, or the result would not consist of the 10,582 images.
     """
     voc = find_voc(root, download)
     lists, masks = voc / "ImageSets" / "Segmentation", voc / "SegmentationClassAug"
@@ -61,21 +61,21 @@ def prepare_trainaug(root: str = "data/VOCdevkit/VOC2012", sbd: str | None = Non
 
 
 def _check(names: set[str], train: set[str], voc: Path) -> None:
-    """Refuse a split that is not the official one before anything is written."""
+    """Reject a split that is not the official one before anything is written."""
     if len(names) != IMAGES:
         raise CrosscoopError(
-            f"{voc}: got {len(names)} images for trainaug, expected {IMAGES}; VOC's lists (train 1464, val "
-            "1449) or SBD's (train 8498, val 2857) are not the official ones, restore them"
+            f"{voc}: got {len(names)} images for trainaug, expected {IMAGES}. Restore the official lists of VOC (train "
+            "1464, val 1449) and SBD (train 8498, val 2857)."
         )
     if absent := sorted(train - names):
         raise CrosscoopError(
             f"{voc}: got {len(absent)} images of train that are in val or have no mask ({shorten(absent)}), "
-            "expected none; restore VOC's lists and SegmentationClassAug"
+            "expected none. Restore VOC's lists and SegmentationClassAug."
         )
     if absent := sorted(name for name in names if not (voc / "JPEGImages" / f"{name}.jpg").is_file()):
         raise CrosscoopError(
             f"{voc / 'JPEGImages'}: {len(absent)} of the {IMAGES} images are missing ({shorten(absent)}), "
-            "expected all; unpack VOCtrainval_11-May-2012.tar again"
+            "expected all. Unpack VOCtrainval_11-May-2012.tar again."
         )
 
 
@@ -95,8 +95,8 @@ def _find_sbd(root: Path, download: bool, masks: Path, count: int) -> Path:
         download_to(root, _download_sbd)
         return _find_sbd(root, False, masks, count)
     raise CrosscoopError(
-        f"{root}: got no SBD there, expected a folder with cls, train.txt and val.txt, because {masks} contains "
-        f"{count} valid masks outside val, not {IMAGES}; give SBD's folder with --sbd, or add --download"
+        f"{root}: got no SBD data, expected a folder with cls, train.txt and val.txt, because {masks} contains "
+        f"{count} valid masks outside val, not {IMAGES}. Give SBD's folder with --sbd, or add --download."
     )
 
 
@@ -117,11 +117,11 @@ def _read_sbd(path: Path) -> Array:
         highest = mask.max(initial=0)
     except Exception as error:  # scipy raises OSError, ValueError, TypeError, KeyError, zlib.error and more
         raise CrosscoopError(
-            f"{path}: got no readable file ({error!r}), expected one of SBD's masks; unpack SBD again"
+            f"{path}: got an unreadable file ({error!r}), expected one of SBD's masks. Unpack SBD again."
         ) from error
     if mask.ndim != 2 or highest >= CLASSES:
         raise CrosscoopError(
             f"{path}: got a mask of shape {mask.shape} with values up to {highest}, expected (H, W) and "
-            f"classes below {CLASSES}; unpack SBD again"
+            f"classes below {CLASSES}. Unpack SBD again."
         )
     return mask.astype(np.uint8)

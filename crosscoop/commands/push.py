@@ -26,7 +26,7 @@ def push(
     With --folder, the files are written to a folder instead, for inspection.
 
     Args:
-        ckpt_path: The checkpoint; may be given as the first word, without the option's name.
+        ckpt_path: The checkpoint; may be given as the first argument, without the option's name.
         run: The run's folder, whose best.ckpt is used, instead of a checkpoint.
         repo: The repository, user/name; created if necessary.
         folder: A new folder to write to, instead of uploading.
@@ -38,7 +38,10 @@ def push(
         CrosscoopError: The checkpoint does not exist, the data's licence is unknown, or the upload failed.
     """
     if bool(repo) == bool(folder):
-        raise CrosscoopError("expected either --repo USER/NAME to upload, or --folder DIR to write to a folder.")
+        raise CrosscoopError(
+            f"got {'both' if repo else 'neither'}, expected either --repo USER/NAME to upload, or --folder DIR to "
+            "write to a folder."
+        )
     model = model_of(find_checkpoint(ckpt_path, run), branch)
     fields = card_fields(model.about, repo or "USER/NAME", data_licence)
     if folder:

@@ -36,8 +36,8 @@ def submit(
       crosscoop submit --predictions labels --config configs/cityscapes/parts/data.yaml --output cityscapes.zip
       crosscoop submit --predictions labels --config configs/voc/parts/data.yaml --output voc.tgz
 
-    The label PNGs are those that crosscoop predict writes and crosscoop score reads, as large as the images. Write
-    those of the test split with
+    The label PNGs are those that crosscoop predict writes and crosscoop score reads, as large as the images. To write
+    those of the test split:
 
       crosscoop predict --run RUN --split test
 
@@ -74,12 +74,14 @@ def submit(
             with Image.open(sample.image_path) as image:  # reads the header only
                 size = image.size[::-1]
         except OSError as error:
-            raise CrosscoopError(f"{sample.image_path}: got {error}, expected an image; restore the file") from error
+            raise CrosscoopError(f"{sample.image_path}: got {error}, expected an image. Restore the file.") from error
         check_size(file, labels, size)
         if not voc:
             return f"{sample.image_path.stem}.png", png(Image.fromarray(TRAIN_TO_LABEL[labels]))
         if (labels == VOID).any():
-            raise CrosscoopError(f"{file}: got pixels without a class ({VOID}), which VOC's server refuses")
+            raise CrosscoopError(
+                f"{file}: got pixels without a class ({VOID}), expected a class at every pixel, as the server requires."
+            )
         colored = Image.fromarray(labels)
         colored.putpalette(PALETTE)
         return f"results/VOC2012/Segmentation/{competition}_{split}_cls/{Path(sample.name).name}.png", png(colored)

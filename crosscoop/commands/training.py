@@ -147,7 +147,7 @@ class TrainingCLI(LightningCLI):
             config.trainer.plugins = [*(plugins if isinstance(plugins, list) else [plugins]), TimmSyncBatchNorm()]
 
     def instantiate_classes(self) -> None:
-        """Refuse a checkpoint that does not fit before Lightning loads it."""
+        """Reject a checkpoint that does not fit before Lightning loads it."""
         super().instantiate_classes()
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint:
@@ -155,7 +155,7 @@ class TrainingCLI(LightningCLI):
             check_fits(checkpoint, self.given, names, self.model.state_dict(), self.subcommand == "fit")
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Return the trainer, with atomic writing of checkpoints."""
+        """Return the trainer, which writes checkpoints atomically."""
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()

@@ -23,7 +23,7 @@ class Augmentation:
         flip: Mirror each image with probability 0.5.
         photometric: Jitter brightness, contrast, saturation and hue.
         strong: Whether `strengthen` distorts colours.
-        cutmix: Probability with which `box` gives a box.
+        cutmix: Probability with which `box` draws a box.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Augmentation:
         return crop, labels
 
     def strengthen(self, crop: Array, seed: Sequence[int]) -> Array:
-        """Distort the colours of an augmented crop, if this is asked for.
+        """Distort the colours of an augmented crop, if `strong` is set.
 
         Args:
             crop: `(H, W, 3)`.
@@ -84,7 +84,7 @@ class Augmentation:
         return distorted
 
     def box(self, seed: Sequence[int]) -> list[int]:
-        """Draw top, bottom, left and right of a box in the crop; it is empty where none is drawn.
+        """Draw a box in the crop, as top, bottom, left and right; all are 0 if there is none.
 
         Its share of the crop is 2 % to 40 %, its aspect ratio 0.3 to 3.3 (UniMatch, https://arxiv.org/abs/2208.09910).
 

@@ -43,12 +43,12 @@ class SegmentationData(pl.LightningDataModule):
             training split whose masks are not used, such as 0.875, drawn by the seed; or a list file that names
             images of the training split or other image files, one per line; or a folder of images. An epoch is then
             one pass over the labelled or the unlabelled images, whichever takes more steps.
-        unlabelled_ratio: Unlabelled crops for each labelled one in a batch; `batch_size` counts both. 0 trains on the
+        unlabelled_ratio: Unlabelled crops per labelled crop in a batch; `batch_size` counts both. 0 trains on the
             labelled images alone, as a baseline.
-        strong: Distort the colours of unlabelled images strongly (jitter, grey, blur); the branches that teach see
-            them undistorted.
+        strong: Distort the colours of unlabelled images strongly (jitter, grey, blur); teachers receive the undistorted
+            images.
         cutmix: Probability with which a crop receives a box of another one in its batch: an unlabelled crop if there
-            are unlabelled images, otherwise any. The branches that teach see the crops unmixed.
+            are unlabelled images, otherwise any. Teachers receive the original crops.
         resize: Height and width to which every image is resized first, in training and evaluation; null keeps its size.
         center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
         skip_bad_samples: Replace a training sample whose files cannot be used by another one, and list it in

@@ -52,7 +52,7 @@ def to_rgb(image: Image.Image, name: str) -> Array:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise CrosscoopError(
-                f"{name}: got 32-bit pixels (mode {image.mode}), expected 8 or 16 bits; save it as 8-bit RGB"
+                f"{name}: got 32-bit pixels (mode {image.mode}), expected 8 or 16 bits. Save it as 8-bit RGB."
             )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     image.info.pop("transparency", None)  # it is dropped anyway; PIL would warn
@@ -60,7 +60,7 @@ def to_rgb(image: Image.Image, name: str) -> Array:
         return np.array(image.convert("RGB"))
     except ValueError as error:  # a colour space that PIL cannot convert, such as LAB
         raise CrosscoopError(
-            f"{name}: got mode {image.mode}, expected a colour or grey image; save it as RGB"
+            f"{name}: got mode {image.mode}, expected a colour or grey image. Save it as RGB."
         ) from error
 
 
@@ -86,7 +86,7 @@ def read_mask(path: Path, num_classes: int, lookup: Array | None = None, legend:
         largest, image = _largest(opened), _load(opened, path)
     if image.mode in ("LA", "RGBA") and image.getextrema()[-1] != (255, 255):
         raise CrosscoopError(
-            f"{path}: got transparent pixels, expected opaque ones; save the mask without an alpha channel"
+            f"{path}: got transparent pixels, expected opaque ones. Save the mask without an alpha channel."
         )
     values = None if legend and legend.only else _values(image, largest)
     if values is None:
@@ -127,7 +127,7 @@ def check_mask_mode(image: ImageFile.ImageFile, path: Path) -> None:
         kind = "lossy" if lossy else "16 bits per channel" if deep else f"mode {image.mode}"
         raise CrosscoopError(
             f"{path}: got a mask in format {image.format} ({kind}), expected a lossless image of class indices or "
-            "colours; save the class indices as a grey or palette PNG"
+            "colours. Save the class indices as a grey or palette PNG."
         )
 
 
@@ -191,11 +191,11 @@ def _by_color(image: Image.Image, path: Path, legend: Legend | None) -> Array:
     """
     if legend is None:
         raise CrosscoopError(
-            f"{path}: got a mask in colours (mode {image.mode}), expected class indices; save them as a grey or "
-            "palette PNG, or specify the colours of the classes (palette of Folder)"
+            f"{path}: got a mask in colours (mode {image.mode}), expected class indices. Save them as a grey or "
+            "palette PNG, or specify the colours of the classes (palette of Folder)."
         )
     if image.mode.startswith("I"):
-        raise CrosscoopError(f"{path}: got a mask of mode {image.mode}, expected colours; set mask_colors to false")
+        raise CrosscoopError(f"{path}: got a mask of mode {image.mode}, expected colours. Set mask_colors to false.")
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.uint32), 2, 0)
     pixels = red << 16 | green << 8 | blue
     known = {red << 16 | green << 8 | blue: index for (red, green, blue), index in sorted(legend.indices.items())}
@@ -205,8 +205,8 @@ def _by_color(image: Image.Image, path: Path, legend: Legend | None) -> Array:
     if wrong.any():
         colors = [(code >> 16, code >> 8 & 255, code & 255) for code in np.unique(pixels[wrong]).tolist()]
         raise CrosscoopError(
-            f"{path}: got the colours {shorten(colors)}, expected only those of the classes and void; correct the "
-            "file, the palette of the data set, or the colours of void"
+            f"{path}: got the colours {shorten(colors)}, expected only those of the classes and void. Correct the "
+            "file, the palette of the data set, or the colours of void."
         )
     mask: Array = np.array(list(known.values()), np.uint8)[nearest]
     return mask
@@ -216,7 +216,7 @@ def _unknown(path: Path, values: NDArray[Any], num_classes: int) -> CrosscoopErr
     """Return the error for values that do not stand for a class."""
     return CrosscoopError(
         f"{path}: got the mask values {shorten(np.unique(values), 8)}, expected only values that stand for one of "
-        f"the {num_classes} classes or void ({VOID}); correct the file or the classes"
+        f"the {num_classes} classes or void ({VOID}). Correct the file or the classes."
     )
 
 
@@ -268,7 +268,7 @@ def open_image(path: Path) -> ImageFile.ImageFile:
     """
     if not path.is_file():
         raise CrosscoopError(
-            f"{path}: file not found, expected an image; check the data set's root, or restore the file"
+            f"{path}: file not found, expected an image. Check the data set's root, or restore the file."
         )
     try:
         return Image.open(path)
@@ -289,7 +289,7 @@ def _load(image: Image.Image, path: Path) -> Image.Image:
 def _damaged(path: Path, error: Exception) -> CrosscoopError:
     size = path.stat().st_size if path.is_file() else 0  # it may have been deleted meanwhile
     return CrosscoopError(
-        f"{path}: got {size} bytes that cannot be decoded ({error}), expected a complete image; restore the file"
+        f"{path}: got {size} bytes that cannot be decoded ({error}), expected a complete image. Restore the file."
     )
 
 

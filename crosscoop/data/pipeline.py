@@ -45,8 +45,8 @@ class TrainingSet(Dataset[Item]):
         seed: Determines the augmentation, together with epoch and index.
         num_classes: The number of classes; mask values that are not class indices or `VOID` are rejected.
         skip_bad: Replace a sample that cannot be used by another one of its kind, drawn from the seed.
-        labelled: How many of the samples must have masks; the others, which follow them, are unlabelled: void. None
-            means all.
+        labelled: Number of samples, from the first on, that must have masks; the masks of the others are void. None for
+            all.
     """
 
     def __init__(

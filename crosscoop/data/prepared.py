@@ -59,7 +59,7 @@ class PreparedSample:
             array: Array = np.load(self.file(kind), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
             raise CrosscoopError(
-                f"{self.file(kind)}: got {error}, expected a decoded {kind}; run `crosscoop prepare-data` again"
+                f"{self.file(kind)}: got {error}, expected a decoded {kind}. Run `crosscoop prepare-data` again."
             ) from error
         return array
 

@@ -131,12 +131,12 @@ def read_list(path: Path) -> list[str]:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CrosscoopError(
-            f"{path}: got an unreadable list ({error}), expected a text file (UTF-8) with one sample per line; "
-            "check the data set's root and split"
+            f"{path}: got an unreadable list ({error}), expected a text file (UTF-8) with one sample per line. "
+            "Check the data set's root and split."
         ) from error
     lines = [line for raw in text.splitlines() if (line := raw.strip())]
     if not lines:
-        raise CrosscoopError(f"{path}: got an empty list, expected one sample per line; restore the file")
+        raise CrosscoopError(f"{path}: got an empty list, expected one sample per line. Restore the file.")
     return lines
 
 
@@ -191,7 +191,7 @@ def read_pairs(path: Path, root: Path, prefix: str = "") -> list[tuple[Path, Pat
         if len(names) > 2 or any(name.is_absolute() or ".." in name.parts for name in names):
             raise CrosscoopError(
                 f'{path}: got the line "{line}", expected "image mask" or "image", relative to {root} and '
-                "inside it; correct the line (a tab separates names that contain blanks)"
+                "inside it. Correct the line (a tab separates names that contain blanks)."
             )
         pairs.append((root / names[0], root / names[1] if len(names) == 2 else None))
     return pairs
@@ -211,14 +211,14 @@ def check_samples(samples: Sequence[FileSample], source: Path) -> Sequence[FileS
     doubled = [name for name, count in Counter(sample.name for sample in samples).items() if count > 1]
     if doubled:
         raise SplitError(
-            f"{source}: got {shorten(doubled)} more than once, expected each name once; remove the duplicates", samples
+            f"{source}: got {shorten(doubled)} more than once, expected each name once. Remove the duplicates.", samples
         )
     files = [path for sample in samples for path in (sample.image_path, sample.mask_path) if path is not None]
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise MissingFilesError(
             f"{source}: {len(missing)} of its {len(files)} images and masks are missing: {shorten(missing)}, "
-            "expected all of them; restore them, or list only existing files",
+            "expected all of them. Restore them, or list only existing files.",
             samples,
         )
     return samples

@@ -71,7 +71,7 @@ def divide(
         root: The data set's folder, which the paths of a list may be relative to.
 
     Raises:
-        CrosscoopError: The share leaves nothing on one side, or the list or folder cannot be used.
+        CrosscoopError: The share leaves no labelled or no unlabelled samples, or the list or folder cannot be used.
     """
     if unlabelled is None:
         return samples, []
@@ -101,10 +101,10 @@ def _share(samples: Sequence[Sample], share: float, seed: int) -> tuple[Sequence
 
 
 def _listed(samples: Sequence[Sample], path: Path, root: Path | None) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """Divide by a list, which names an image in the first word of each line: a sample of the split, or a file.
+    """Divide by a list, whose lines start with the name of a sample of the split, or with an image file.
 
-    The lists that published work uses (`JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png`) name samples
-    of the split.
+    The lists of published work (`JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png`) name samples of the
+    split.
     """
     by_name = {sample.name: i for i, sample in enumerate(samples)}
     chosen, files, missing = set[int](), dict[str, Path](), list[str]()
@@ -129,7 +129,7 @@ def _listed(samples: Sequence[Sample], path: Path, root: Path | None) -> tuple[S
         )
     labelled = [sample for i, sample in enumerate(samples) if i not in chosen]
     if not labelled:
-        raise CrosscoopError(f"data.unlabelled: {path} names all training samples, expected that some stay labelled.")
+        raise CrosscoopError(f"data.unlabelled: {path} names all training samples, expected some to remain labelled.")
     taken: list[Sample] = [Unlabelled(sample) for i, sample in enumerate(samples) if i in chosen]
     return labelled, [*taken, *(_images(files, path) if files or not taken else [])]
 

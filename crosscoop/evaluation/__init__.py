@@ -1,1 +1,1 @@
-"""How labels come about and how they are measured."""
+"""Inference protocols and metrics."""

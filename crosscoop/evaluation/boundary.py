@@ -1,4 +1,4 @@
-"""Boundary IoU (Cheng et al., CVPR 2021, https://arxiv.org/abs/2103.16562): IoU of what lies near the outlines."""
+"""Boundary IoU (Cheng et al., CVPR 2021, https://arxiv.org/abs/2103.16562): the IoU of the regions near outlines."""
 
 import cv2
 import numpy as np
@@ -10,11 +10,11 @@ from crosscoop.evaluation.metrics import SegmentationMetric
 
 
 class BoundaryIoU(SegmentationMetric):
-    """IoU per class of the pixels near the true and the predicted outlines; it takes longer than all other metrics.
+    """IoU per class of the pixels near the true and the predicted outlines; takes longer than all other metrics.
 
     Args:
-        num_classes: The number of classes; true values below 0 or from there on count nowhere.
-        width: How near, as a share of the image's diagonal; the paper's 0.02.
+        num_classes: The number of classes; pixels with other true values are ignored.
+        width: Maximum distance from the outline, as a share of the image's diagonal; 0.02 in the paper.
     """
 
     counts: Tensor
@@ -25,12 +25,12 @@ class BoundaryIoU(SegmentationMetric):
         self.add_state("counts", torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, mask: Tensor) -> None:
-        """Count intersection `counts[0]` and union `counts[1]` of each class in pixels."""
+        """Count the pixels of intersection, `counts[0]`, and union, `counts[1]`, by class."""
         for predicted, true in zip(labels.cpu().numpy(), mask.cpu().numpy(), strict=True):
             self.counts += torch.from_numpy(self._count(predicted, true)).to(self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `boundary_miou` over the present classes, and `boundary_iou` per class."""
+        """Return `boundary_miou`, the mean over the present classes, and `boundary_iou` per class."""
         intersection, union = self.counts.cpu().double()
         ious = intersection / union
         return {"boundary_miou": ious.nanmean(), "boundary_iou": ious}
@@ -38,11 +38,11 @@ class BoundaryIoU(SegmentationMetric):
     def _count(self, labels: Array, mask: Array) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         counts = np.zeros((2, self.num_classes), np.int64)
         labelled = (mask >= 0) & (mask < self.num_classes)
-        labels = np.where(labelled, labels, VOID)  # void has outlines too: the same ones for both
+        labels = np.where(labelled, labels, VOID)  # void has outlines as well: the same for both
         distance = max(1, round(self.width * float(np.hypot(*mask.shape))))
         kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
         present = np.union1d(mask[labelled], labels[labelled])
-        for index in present[(present >= 0) & (present < self.num_classes)]:  # a file may predict no class
+        for index in present[(present >= 0) & (present < self.num_classes)]:  # files may contain other values
             near = []
             for region in (mask == index, labels == index):
                 inner = cv2.erode(region.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)

@@ -1,4 +1,4 @@
-"""Where every evaluation happens: metrics over a split, by output."""
+"""The metrics of each output over a split, used by every command that evaluates."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,13 +11,13 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.metrics import ConfusionMatrix, MetricFactory, Scores, SegmentationMetric, count_pairs
 
 RESERVED = ("stage", "num_images", "protocol", "outputs", "absent_classes", "iou_per_class", "predictions", "epoch")
-"""What else stands beside the figures in `metrics.json`."""
+"""Other keys beside the metrics in `metrics.json`."""
 
 
 class Evaluator(nn.Module):
-    """Metrics of the outputs of a network, or of anything else that labels images.
+    """Metrics of the outputs of a network, or of any other source of labels.
 
-    The confusion matrix is always among them. All are exact over ranks.
+    They always include the confusion matrix, and are exact over any number of ranks.
 
     Args:
         class_names: One name per class.
@@ -38,7 +38,7 @@ class Evaluator(nn.Module):
         )
 
     def update(self, labels: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Measure a batch.
+        """Add a batch to the metrics.
 
         Args:
             labels: Predicted class indices `(N, H, W)` by output.
@@ -55,7 +55,7 @@ class Evaluator(nn.Module):
             own.merge_state(theirs)
 
     def reset(self) -> None:
-        """Forget all."""
+        """Reset all metrics."""
         for metric in self.every_metric():
             metric.reset()
 
@@ -64,10 +64,10 @@ class Evaluator(nn.Module):
         return int(self.images.compute())
 
     def compute(self) -> dict[str, Scores]:
-        """Return each output's figures over all ranks.
+        """Return each output's metrics over all ranks.
 
         Raises:
-            CrosscoopError: A metric gives something else than `SegmentationMetric` says.
+            CrosscoopError: A metric returns something other than `SegmentationMetric` specifies.
         """
         return {output: self._scores(output) for output in self.confusion}
 
@@ -91,7 +91,7 @@ class Evaluator(nn.Module):
 
 
 def evaluate(labels: Mapping[str, Tensor], mask: Tensor, class_names: Sequence[str]) -> dict[str, Scores]:
-    """Return the figures of a batch alone: this rank's, whatever the others measure.
+    """Return the metrics of a single batch, independently of other ranks.
 
     Args:
         labels: Predicted class indices `(N, H, W)` by output.
@@ -105,36 +105,36 @@ def evaluate(labels: Mapping[str, Tensor], mask: Tensor, class_names: Sequence[s
 
 
 def checked(metric: SegmentationMetric, figures: object, taken: Collection[str]) -> dict[str, Tensor]:
-    """Return a metric's figures as float64 on the CPU, unless tables could not show them.
+    """Return a metric's values as float64 on the CPU, after checking that tables can show them.
 
     Args:
         metric: The metric.
         figures: What it computed.
-        taken: Names that are not free.
+        taken: Names already in use.
 
     Raises:
-        CrosscoopError: There is something else than shares by name, or a name is taken.
+        CrosscoopError: The values are not shares by name, or a name is already in use.
     """
     where, found = f"metrics: {type(metric).__name__}.compute()", dict[str, Tensor]()
     if not isinstance(figures, dict):
-        raise CrosscoopError(f"{where}: got {type(figures).__name__}, expected a dict of figures by name.")
+        raise CrosscoopError(f"{where}: got {type(figures).__name__}, expected a dict of metrics by name.")
     for name, figure in figures.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
             raise CrosscoopError(f"{where}: got the name {name!r}, expected lower case with underscores, such as dice.")
         if name in taken:
             raise CrosscoopError(
-                f"{where}: got {name!r}, a name that is taken. Rename it, or remove one of the metrics."
+                f"{where}: got {name!r}, a name already in use. Rename it, or remove one of the metrics."
             )
         what = f"shape {tuple(figure.shape)}" if isinstance(figure, Tensor) else type(figure).__name__
         if what not in ("shape ()", f"shape ({metric.num_classes},)"):
             raise CrosscoopError(
-                f"{where}[{name!r}]: got {what}, expected a tensor of shape () or, with a figure per class, "
+                f"{where}[{name!r}]: got {what}, expected a tensor of shape () or, with a value per class, "
                 f"({metric.num_classes},)."
             )
         found[name] = figure.detach().cpu().double()
         if (wrong := found[name][found[name].abs() > 1 + 1e-6]).numel():
             raise CrosscoopError(
-                f"{where}[{name!r}]: got {float(wrong[0]):g}, expected shares from -1 to 1, as tables show them in per "
-                "cent. Divide it by its largest value."
+                f"{where}[{name!r}]: got {float(wrong[0]):g}, expected shares from -1 to 1, which tables show in %. "
+                "Divide it by its maximum."
             )
     return found

@@ -1,4 +1,4 @@
-"""How the logits of an image come about: at once, by sliding window, at several scales, mirrored too."""
+"""How the logits of an image are computed: in one pass, with a sliding window, at several scales, mirrored."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +14,16 @@ Outputs = dict[str, Tensor]
 
 
 class Inference:
-    """The evaluation protocol of `validate`, `test` and `predict`; by default each image at once, as it is.
+    """The inference protocol of `validate`, `test` and `predict`: by default one pass over each image as it is.
 
-    Windows average their logits where they overlap. Scales and mirror images average their probabilities, separately
-    for each output. One scale without mirror image equals the plain network.
+    Overlapping windows average their logits. Scales and mirror images average their probabilities, separately for each
+    output. A single scale of 1 without mirror images is equivalent to the plain network.
 
     Args:
-        window: Height and width of the sliding window in pixels; null takes each image at once.
-        overlap: Share of a window's side that it has in common with the next, from 0 to below 1.
-        scales: Factors to which each image is resized.
-        flip: Whether mirror images are evaluated as well.
+        window: Height and width of the sliding window in pixels; null for one pass over each image.
+        overlap: Share of a window's side that overlaps with the next window, from 0 to below 1.
+        scales: Factors by which each image is resized.
+        flip: Evaluate the mirror image as well.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Inference:
         self.window, self.overlap, self.scales, self.flip = window, overlap, list(scales), flip
 
     def describe(self) -> str:
-        """The protocol in words, to stand beside every figure."""
+        """Describe the protocol in one line, to be shown beside every metric."""
         window = (
             f"sliding window {self.window[0]} x {self.window[1]}, overlap {self.overlap:g}, " if self.window else ""
         )
@@ -52,15 +52,15 @@ class Inference:
         return f"{window}{'single scale' if self.scales == [1.0] else scales}, {'with' if self.flip else 'no'} flip"
 
     def __call__(self, network: Callable[[Tensor], Outputs], image: Tensor) -> Outputs:
-        """Evaluate.
+        """Compute the logits of images.
 
         Args:
-            network: Turns an image into the logits of each output, in the image's size or a coarser one.
+            network: Maps images to the logits of each output, in the images' size or a coarser one.
             image: `(N, 3, H, W)` RGB in [0, 1].
 
         Returns:
-            Logits of each output, whose softmax is the mean probability over scales and mirror images. In the image's
-            size, but for one view of the whole image: then as the network gives them.
+            Logits of each output, whose softmax is the mean probability over scales and mirror images. They have the
+            image's size, except for a single view of the whole image, where they are the network's own.
         """
         views = [(scale, mirror) for scale in self.scales for mirror in ([False, True] if self.flip else [False])]
         if views == [(1.0, False)]:
@@ -73,17 +73,17 @@ class Inference:
         return {name: share.log_() for name, share in mean.items()}
 
     def _view(self, network: Callable[[Tensor], Outputs], image: Tensor, scale: float, mirror: bool) -> Outputs:
-        """Logits at the image's size, from its scaled and perhaps mirrored view."""
+        """Return logits at the image's size, computed from a scaled and possibly mirrored view."""
         height, width = image.shape[-2:]
         view = resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
         outputs = self._windows(network, view.flip(-1) if mirror else view)
-        for name in outputs:  # one at a time: at full size each is large
+        for name in outputs:  # one at a time, because each is large at full resolution
             logits = resize(outputs[name].float(), view.shape[-2:])
             outputs[name] = resize(logits.flip(-1) if mirror else logits, (height, width))
         return outputs
 
     def _windows(self, network: Callable[[Tensor], Outputs], image: Tensor) -> Outputs:
-        """Logits from windows that cover every pixel, or from the whole image."""
+        """Return logits from windows that cover every pixel, or from the whole image."""
         height, width = image.shape[-2:]
         if self.window is None or (self.window[0] >= height and self.window[1] >= width):
             return network(image)
@@ -101,7 +101,7 @@ class Inference:
         return {name: logits.div_(count) for name, logits in total.items()}
 
     def _spans(self, length: int, window: int) -> Iterator[slice]:
-        """Evenly spread windows over a side, the last one ending where the side ends."""
+        """Yield evenly spaced windows over a side; the last one ends where the side ends."""
         window = min(window, length)
         steps = math.ceil((length - window) / max(window * (1 - self.overlap), 1))
         for step in range(steps + 1):

@@ -1,4 +1,4 @@
-"""Label files that belong to the samples of a split, found by their names."""
+"""Label files, which are matched with the samples of a split by their names."""
 
 import os
 from collections import defaultdict
@@ -19,14 +19,14 @@ Result = TypeVar("Result")
 
 
 class WrongSizeError(CrosscoopError):
-    """A label file is not as large as what it labels."""
+    """A label file whose size differs from that of its image."""
 
 
 def check_size(file: Path, labels: Array, expected: Sequence[int]) -> None:
-    """Refuses labels of another size.
+    """Check the size of labels.
 
     Args:
-        file: Where they come from.
+        file: The file that contains them.
         labels: `(H, W)` labels.
         expected: Height and width.
 
@@ -41,23 +41,23 @@ def check_size(file: Path, labels: Array, expected: Sequence[int]) -> None:
 def each_prediction(
     folder: Path, samples: Sequence[Kind], work: Callable[[Kind, Path], Result], title: str, remedy: str = ""
 ) -> Iterator[Result]:
-    """Work on the label file of each sample, several at a time; all faults make one error at the end.
+    """Process the label file of each sample, several in parallel, and report all faults in one error at the end.
 
     Args:
-        folder: The folder of label files, searched with its subfolders.
-        samples: The samples, all of which need one file.
-        work: What to do with a sample and its file; the results come in the samples' order.
-        title: What the progress bar says.
-        remedy: What to add to the error.
+        folder: The folder of label files, including its subfolders.
+        samples: The samples, each of which needs exactly one file.
+        work: Processes a sample and its file; the results are yielded in the order of the samples.
+        title: The title of the progress bar.
+        remedy: Text to append to the error.
 
     Raises:
-        CrosscoopError: Files are missing or doubled, or the work raised some on them.
+        CrosscoopError: Files are missing or ambiguous, or `work` raised this error.
     """
     files, extra, others = match(folder, samples)
     matched = [sample for sample in samples if len(files[sample.name]) == 1]
     faults: dict[str, list[str]] = {
         "missing": [name for name, found in files.items() if not found],
-        "doubled": [f"{name} ({' and '.join(map(str, found))})" for name, found in files.items() if len(found) > 1],
+        "ambiguous": [f"{name} ({' and '.join(map(str, found))})" for name, found in files.items() if len(found) > 1],
         "of another size": [],
         "unusable": [],
     }
@@ -71,40 +71,42 @@ def each_prediction(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for result in track(pool.map(attempt, matched), title, total=len(matched), transient=True):
             if isinstance(result, CrosscoopError):
-                faults["of another size" if isinstance(result, WrongSizeError) else "unusable"].append(str(result))
+                kind = "of another size" if isinstance(result, WrongSizeError) else "unusable"
+                faults[kind].append(str(result).removesuffix("."))  # a list separates them by commas
             else:
                 yield result
     if extra:
-        some = "1 PNG file is" if len(extra) == 1 else f"{len(extra)} PNG files are"
-        print(f"Not used: {some} named as no image of the split: {shorten(extra)}")
+        some = "1 PNG file" if len(extra) == 1 else f"{len(extra)} PNG files"
+        print(f"Ignored: {some} whose name does not match any image of the split: {shorten(extra)}")
     if others:
-        print(f"Not used: {by_suffix(others)}, as label files are PNGs: {shorten(others)}")
+        print(f"Ignored: {by_suffix(others)}, because label files must be PNGs: {shorten(others)}")
     if any(faults.values()):
         name, example = samples[0].name, stems(samples[0])
         lines = [f"- {len(items)} {kind}: {shorten(items)}" for kind, items in faults.items() if items]
         raise CrosscoopError(
-            f"{folder}: got label files that do not fit the {len(samples)} images.\n" + "\n".join(lines) + "\n"
-            f"Expected one PNG per image, of its size, of class indices, named as {name}.png"
+            f"{folder}: got label files that do not match the {len(samples)} images.\n" + "\n".join(lines) + "\n"
+            f"Expected one PNG of class indices per image, of the same size, with a name such as {name}.png"
             + (f" or {example[-1]}.png." if len(example) > 1 else ".")
             + remedy
         )
 
 
 def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]], list[Path], list[Path]]:
-    """Match PNG files with the samples that they, or their images, are named as.
+    """Match PNG files with the samples that have the same name, or whose images have.
 
     Args:
-        folder: The folder, searched with its subfolders, see `scan`.
+        folder: The folder, including its subfolders, see `scan`.
         samples: The samples.
 
     Returns:
-        The files of each sample, by its name; the PNG files that belong to none; and the images of other formats.
+        The files of each sample by its name, the PNG files that do not match any sample, and the images in other
+        formats.
 
     Raises:
-        CrosscoopError: There is no such folder.
+        CrosscoopError: The folder does not exist.
     """
     if not folder.is_dir():
-        raise CrosscoopError(f"predictions: got {folder}, which is no folder, expected a folder of label PNGs.")
+        raise CrosscoopError(f"predictions: got {folder}, which is not a folder, expected a folder of label PNGs.")
     owners: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         for stem in stems(sample):
@@ -114,7 +116,7 @@ def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]
     extra = []
     for file in (each for each in found if each.suffix.lower() == ".png"):
         names = owners.get(file.stem, [])
-        if len(names) > 1:  # then its folders tell; the longest name that fits
+        if len(names) > 1:  # its folders decide: take the longest name that matches
             within = f"/{file.relative_to(folder).with_suffix('').as_posix()}"
             names = sorted((name for name in names if within.endswith(f"/{name}")), key=len)
         if names:
@@ -125,6 +127,6 @@ def match(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, list[Path]
 
 
 def stems(sample: Sample) -> list[str]:
-    """Return the names, without suffix, by which a sample's label file is known: its own, and its image's."""
+    """Return the possible names of a sample's label file, without suffix: the sample's name and its image's."""
     own, image = sample.name.rpartition("/")[2], getattr(sample, "image_path", None)
     return list(dict.fromkeys([own, own if image is None else without_suffix(Path(Path(image).name))]))

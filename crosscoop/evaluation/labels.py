@@ -1,4 +1,4 @@
-"""The labels of an image from logits at a coarser stride, without ever holding the logits at full size."""
+"""Labels from logits at a coarser stride, computed without storing the logits at full resolution."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from crosscoop.network.layers import resize
 
 
 def upsampled_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The class of the highest logit of each pixel, once the logits are resized bilinearly.
+    """Return the class with the highest logit at each pixel, after bilinear resizing of the logits.
 
-    Equal to `resize(logits.float(), size).argmax(1)` but for pixels where two classes are equal up to rounding: OpenCV
-    and torch round differently. On the CPU one class at a time is resized and compared with the highest so far; at
-    1024 x 2048 with 19 classes that takes a tenth of the time, and 20 MB instead of 160.
+    The result equals `resize(logits.float(), size).argmax(1)`, except where two classes are equal up to rounding:
+    OpenCV and torch round differently. On the CPU, one class at a time is resized and compared with the highest so far;
+    at 1024 x 2048 with 19 classes, this takes a tenth of the time, and 20 MB instead of 160.
 
     Args:
         logits: `(N, num_classes, h, w)`, at most 256 classes.
@@ -29,8 +29,8 @@ def upsampled_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _labels(logits: Tensor, height: int, width: int) -> Tensor:
-    """Labels `(height, width)` of the logits `(num_classes, h, w)` of one image."""
-    import cv2  # slow to import: the command line's help needs none
+    """Return the labels `(height, width)` of the logits `(num_classes, h, w)` of one image."""
+    import cv2  # slow to import, and not needed for the command line's help
     import numpy as np
 
     highest = np.full((height, width), -np.inf, np.float32)
@@ -39,6 +39,6 @@ def _labels(logits: Tensor, height: int, width: int) -> Tensor:
     for index, coarse in enumerate(logits.detach().numpy()):
         current = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
         np.greater(current, highest, out=higher)
-        np.maximum(labels, higher * np.uint8(index), out=labels)  # a later winner's index is the larger one
+        np.maximum(labels, higher * np.uint8(index), out=labels)  # the later class has the higher index
         np.maximum(highest, current, out=highest)
     return torch.from_numpy(labels)

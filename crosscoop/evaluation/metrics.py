@@ -1,4 +1,4 @@
-"""Metrics of semantic segmentation over a whole split: the confusion matrix, and the contract of further ones."""
+"""Metrics of semantic segmentation over a whole split: the confusion matrix, and the interface of further metrics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,21 @@ from torchmetrics import Metric
 from crosscoop.network.outputs import ENSEMBLE
 
 SECONDARY = ("mean_class_accuracy", "frequency_weighted_iou")
-"""Figures over all classes that stand in records and tables only."""
+"""Metrics over all classes that only records and tables contain."""
 
 PER_CLASS = "_per_class"
-"""How the keys of figures of the single classes end in records."""
+"""The end of the keys of metrics per class in records."""
 
 
 class ConfusionMatrix(Metric):
-    """Counts pixels by true class (row) and predicted class (column), as 64-bit whole numbers.
+    """Counts of pixels by true class (row) and predicted class (column), as 64-bit integers.
 
-    torchmetrics' own `MulticlassConfusionMatrix` gives the same counts; under `deterministic=True` it allocates pixels
-    x classes squared, about 6 GiB for one Cityscapes image, which `bincount` does not.
+    torchmetrics' `MulticlassConfusionMatrix` gives the same counts, but with `deterministic=True` it allocates pixels x
+    classes squared, about 6 GiB for one Cityscapes image; `bincount` does not.
 
     Args:
-        num_classes: The number of classes; other true values (void) count nowhere. Other predicted values, which a
-            network never gives but a file may, count as wrong, in one last column.
+        num_classes: The number of classes; pixels with other true values (void) are ignored. Other predicted values,
+            which files may contain but networks never predict, are counted as wrong in an additional last column.
     """
 
     full_state_update = False
@@ -38,7 +38,7 @@ class ConfusionMatrix(Metric):
         self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, mask: Tensor) -> None:
-        """Count.
+        """Count a batch.
 
         Args:
             labels: `(N, H, W)` predicted class indices.
@@ -47,16 +47,16 @@ class ConfusionMatrix(Metric):
         self.counts += count_pairs(labels, mask, self.num_classes)
 
     def compute(self) -> Tensor:
-        """The counts `(num_classes, num_classes + 1)`, summed over ranks."""
+        """Return the counts `(num_classes, num_classes + 1)`, summed over ranks."""
         return self.counts
 
 
 class SegmentationMetric(Metric, ABC):
-    """The contract of a metric beside the confusion matrix: one instance measures one output over a split.
+    """The interface of a further metric: one instance measures one output over a split.
 
-    A metric of your own is a subclass whose constructor takes `num_classes` first; further arguments come from
-    `init_args` in YAML. It keeps what it counts in torchmetrics' states (`self.add_state(name, zeros,
-    dist_reduce_fx="sum")`), so that it is exact over any number of ranks.
+    To define your own metric, write a subclass whose constructor takes `num_classes` first; further arguments come from
+    `init_args` in YAML. Keep the counts in torchmetrics' states (`self.add_state(name, zeros, dist_reduce_fx="sum")`),
+    so that the metric is exact over any number of ranks.
 
     Args:
         num_classes: The number of classes.
@@ -73,29 +73,29 @@ class SegmentationMetric(Metric, ABC):
         """Count a batch.
 
         Args:
-            labels: `(N, H, W)` predicted class indices; in files other values may occur, which are always wrong.
-            mask: `(N, H, W)` true class indices; other values, such as 255, are void and count nowhere.
+            labels: `(N, H, W)` predicted class indices; label files may contain other values, which are always wrong.
+            mask: `(N, H, W)` true class indices; other values, such as 255, are void: ignore these pixels.
         """
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures by name, in lower case with underscores.
+        """Return the metric's values by name; names are in lower case with underscores.
 
-        Each is one number, or one per class `(num_classes,)`: a share from -1 to 1, the higher the better, nan where
-        there is nothing to measure. Tables show it in %.
+        Each value is a scalar, or has one entry per class `(num_classes,)`: a share from -1 to 1, where higher is
+        better, and nan if there is nothing to measure. Tables show it in %.
         """
 
 
 MetricFactory = Callable[[int], SegmentationMetric]
-"""Makes a metric from the number of classes."""
+"""Creates a metric for a number of classes."""
 
 
 class BranchComparison(Metric):
-    """Counts how the branches and their ensemble differ, pixel by pixel: the question the paper studies.
+    """Counts of how the branches and their ensemble differ, pixel by pixel: the question the paper studies.
 
     Args:
-        num_classes: The number of classes; true values from there on count nowhere.
-        branches: The names of two or more branches. The counts grow with their number, not with its power of two.
+        num_classes: The number of classes; pixels with other true values are ignored.
+        branches: The names of two or more branches. The size of the counts grows linearly with their number.
     """
 
     full_state_update = False
@@ -118,7 +118,7 @@ class BranchComparison(Metric):
             mask: `(N, H, W)` true class indices.
         """
         first, *others = (outputs[name] for name in self.branches)
-        number = (first == mask).byte()  # of the branches that are right
+        number = (first == mask).byte()  # of branches that are right
         alone, differ = number.clone(), torch.zeros_like(number)
         for place, labels in enumerate(others, 2):
             right = (labels == mask).byte()
@@ -136,20 +136,20 @@ class BranchComparison(Metric):
         """Return the counts, summed over ranks.
 
         Returns:
-            Pixels `(num_classes, branches + 2, 2)` by true class, by the branch that alone is right (first none, then
-            each branch, last several), and by whether the ensemble is right; and pixels `(num_classes,)` to which the
-            branches do not all give the same class.
+            Pixels `(num_classes, branches + 2, 2)` by true class, by the only branch that is right (index 0: none,
+            then each branch, last index: several), and by whether the ensemble is right; and pixels `(num_classes,)`
+            on which the branches do not all predict the same class.
         """
         return self.right, self.disagreeing
 
 
 def rows_of(mask: Tensor, num_classes: int) -> Tensor:
-    """1 to `num_classes` for the classes, 0 and `num_classes + 1` for what is none (faster than picking pixels)."""
-    return mask.clamp(min=-1 if mask.dtype.is_signed else 0, max=num_classes).int() + 1  # clamped before it can wrap
+    """Map classes to 1 to `num_classes`, other values to 0 and `num_classes + 1` (faster than selecting pixels)."""
+    return mask.clamp(min=-1 if mask.dtype.is_signed else 0, max=num_classes).int() + 1  # clamp before it can overflow
 
 
 def count_pairs(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Pixels `(num_classes, num_classes + 1)` by true and predicted class, see `ConfusionMatrix`."""
+    """Count pixels `(num_classes, num_classes + 1)` by true and predicted class, see `ConfusionMatrix`."""
     columns = labels.clamp(max=num_classes)
     if columns.dtype.is_signed:
         columns = columns.where(columns >= 0, num_classes)
@@ -160,12 +160,12 @@ def count_pairs(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures of one output on one split.
+    """The metrics of one output on one split.
 
     Attributes:
         counts: Confusion matrix `(num_classes, num_classes + 1)` on the CPU, see `ConfusionMatrix`.
         class_names: One name per class.
-        further: What further metrics give, on the CPU, see `SegmentationMetric`.
+        further: Values of further metrics on the CPU, see `SegmentationMetric`.
     """
 
     counts: Tensor
@@ -174,17 +174,17 @@ class Scores:
 
     @property
     def hits(self) -> Tensor:
-        """Right pixels per class."""
+        """Correctly labelled pixels per class."""
         return self.counts.diagonal()
 
     @property
     def true(self) -> Tensor:
-        """Labelled pixels per class."""
+        """Pixels per true class."""
         return self.counts.sum(1)
 
     @property
     def iou(self) -> Tensor:
-        """IoU per class in [0, 1], float64; nan for classes that neither the masks nor the predictions hold."""
+        """IoU per class in [0, 1], float64; nan for classes that occur neither in the masks nor in the predictions."""
         predicted = self.counts.sum(0)[:-1]
         return self.hits.double() / (self.true + predicted - self.hits).double()
 
@@ -195,27 +195,27 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that are right."""
+        """Share of the labelled pixels that are predicted correctly."""
         return float(self.hits.sum().double() / self.true.sum().double())
 
     @property
     def mean_class_accuracy(self) -> float:
-        """Mean over the labelled classes of the share of their pixels that are right."""
+        """Mean over the classes in the masks of the share of their pixels that are predicted correctly."""
         return float((self.hits.double() / self.true.double()).nanmean())
 
     @property
     def frequency_weighted_iou(self) -> float:
-        """Mean IoU, each class weighted by its labelled pixels."""
+        """Mean IoU, with each class weighted by its number of pixels in the masks."""
         return float((self.iou.nan_to_num() * self.true.double()).sum() / self.true.sum().double())
 
     @property
     def absent(self) -> list[str]:
-        """Classes left out of the mean because neither masks nor predictions hold them."""
+        """Classes left out of the mean because they occur neither in the masks nor in the predictions."""
         return [name for name, iou in zip(self.class_names, self.iou, strict=True) if iou.isnan()]
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """Each figure over all classes by name; None where there is none."""
+        """Each metric over all classes by name; None if it is undefined."""
         figures = {
             "miou": self.miou,
             "pixel_accuracy": self.pixel_accuracy,
@@ -227,12 +227,12 @@ class Scores:
 
     @property
     def headline(self) -> dict[str, float | None]:
-        """Those `figures` that loggers and the history follow."""
+        """The `figures` that the loggers and the history record."""
         return {name: figure for name, figure in self.figures.items() if name not in SECONDARY}
 
     @property
     def per_class(self) -> dict[str, dict[str, float | None]]:
-        """Each figure of the single classes by name, and by class; None where there is none."""
+        """Each metric per class by name and class; None if it is undefined."""
         figures = {"iou": self.iou, **{name: figure for name, figure in self.further.items() if figure.ndim}}
         return {
             name: dict(zip(self.class_names, map(number, figure.tolist()), strict=True))
@@ -240,11 +240,11 @@ class Scores:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values; those of the classes end in `_per_class`."""
+        """Return the metrics as plain values; the keys of those per class end in `_per_class`."""
         per_class = {f"{name}{PER_CLASS}": figures for name, figures in self.per_class.items()}
         return {**self.figures, **per_class, "absent_classes": self.absent}
 
 
 def number(figure: float) -> float | None:
-    """Return a figure, or None for nan, which JSON cannot represent."""
+    """Return a value, or None for nan, which JSON cannot represent."""
     return None if figure != figure else figure

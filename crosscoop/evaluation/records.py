@@ -1,4 +1,4 @@
-"""Results as people print them and programs read them."""
+"""Results as tables for people and records for programs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from crosscoop.network.outputs import main_output
 
 
 def to_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `metrics.json` holds: the main output's figures (the ensemble's) on top, each output's below.
+    """Return the contents of `metrics.json`: the metrics of the main output (the ensemble), then those of each output.
 
     Args:
-        stage: What was run: fit, validate, test or score.
+        stage: The command: fit, validate, test or score.
         scores: The scores by output name.
         protocol: How they were measured.
     """
@@ -30,10 +30,10 @@ def to_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, A
 
 
 def confusion_record(stage: str, scores: Mapping[str, Scores], protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `confusion.json` holds: per output the pixels by true class (row) and predicted class (column).
+    """Return the contents of `confusion.json`: pixels by true class (row) and predicted class (column) of each output.
 
     Args:
-        stage: What was run: validate or test.
+        stage: The command: validate or test.
         scores: The scores by output name.
         protocol: How they were measured.
     """
@@ -52,17 +52,17 @@ def describe(protocol: Mapping[str, Any]) -> str:
 
 
 def figures_of(output: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the figures over all classes in a record of an output, the built-in ones first."""
+    """Return the metrics over all classes in an output's record, the built-in ones first."""
     return {key: value for key, value in output.items() if value is None or isinstance(value, (int, float))}
 
 
 def per_class_of(output: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Return the figures of the single classes in a record of an output, by name and class, IoU first."""
+    """Return the metrics per class in an output's record, by name and class, IoU first."""
     return {key.removesuffix(PER_CLASS): value for key, value in output.items() if key.endswith(PER_CLASS)}
 
 
 def in_words(figure: str) -> str:
-    """Return the name of a figure as tables show it."""
+    """Return the name of a metric as tables show it."""
     return re.sub(r"\b(m?)iou\b", r"\1IoU", figure.replace("_", " "))
 
 
@@ -93,11 +93,11 @@ def to_table(record: Mapping[str, Any]) -> Table:
 def branch_record(
     right: Tensor, disagreeing: Tensor, class_names: Sequence[str], branches: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what the branches do differently, per class and over all, as shares of the labelled pixels.
+    """Return how the branches differ, per class and over all classes, as shares of the labelled pixels.
 
-    `only_NAME`: just that branch is right. `neither`: none is; at least one is right on all other pixels. `saved`: the
-    ensemble is right where at most one branch is; `lost`: it is wrong where at least one branch is right. `disagree`:
-    the branches do not all give the same class.
+    `only_NAME`: only that branch is right. `neither`: all branches are wrong. `saved`: the ensemble is right where at
+    most one branch is. `lost`: the ensemble is wrong where at least one branch is right. `disagree`: the branches do
+    not all predict the same class.
 
     Args:
         right: Pixels `(num_classes, branches + 2, 2)`, see `BranchComparison`.
@@ -139,7 +139,7 @@ def branch_shares(branches: Sequence[str]) -> dict[str, str]:
 
 
 def none_of(branches: Sequence[str]) -> str:
-    """Return the word for no branch."""
+    """Return the word for none of the branches."""
     return "neither" if len(branches) == 2 else "none"
 
 
@@ -159,5 +159,5 @@ def branch_table(record: Mapping[str, Any]) -> Table:
 
 
 def percent(share: float | None) -> str:
-    """Format a share of 1 in %; a dash stands for a missing one."""
+    """Format a share of 1 in %; a dash if it is missing."""
     return "-" if share is None else f"{100 * share:.2f}"

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 SIZES = ((1, 64, 64), (3, 65, 98), (1, 161, 50))
-"""Batch size, height and width of the images; none equals the exporter's example."""
+"""Batch size, height and width of the images; all differ from the exporter's example."""
 
 TOLERANCE = 1e-3
 """Maximum difference between probabilities; rounding causes about 1e-5."""

@@ -38,8 +38,8 @@ def read_network(path: str | Path, branch: str | None = None) -> tuple[nn.Module
     index = names.index(branch)
     if not network.learns_alone(index):
         note(
-            f"{path}: branch {branch} was trained with connections from the others and is used without them; its "
-            "predictions suffer. Train with connection dropout (network.strategy) for use alone."
+            f"{path}: branch {branch} was trained with connections from other branches, and predicts worse without "
+            "them. To use it alone, train it with connection dropout (network.strategy)."
         )
     return network.alone(index), about_alone(about, network, index)
 

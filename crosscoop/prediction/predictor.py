@@ -147,7 +147,7 @@ class Predictor:
                 raise
             raise CrosscoopError(
                 f"got an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, expected one that fits into the memory "
-                f"of {self.device}; use a sliding window, such as Inference(window=(768, 768))."
+                f"of {self.device}. Use a sliding window, such as Inference(window=(768, 768))."
             ) from error
         seen_by = {name: output[0].cpu().numpy() for name, output in labels.items()}
         chosen = main_output(outputs)

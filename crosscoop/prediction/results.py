@@ -140,7 +140,7 @@ def _listed(line: str, folder: Path) -> Path:
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a file among the images is a prediction that crosscoop wrote."""
+    """Return whether an image file is a prediction that crosscoop wrote."""
     folders = [folder for folder in path.absolute().parents if folder.name in KINDS]
     return any((folder.parent / RECORD).is_file() for folder in folders)
 

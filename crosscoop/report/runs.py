@@ -125,7 +125,7 @@ def read_run(folder: Path, name: str) -> Run:
     if not any((folder / piece).is_file() for piece in ("config.yaml", "metrics.json", "best.ckpt")):
         found = "a folder without any of these files" if folder.is_dir() else "a folder that does not exist"
         raise CrosscoopError(
-            f"{folder}: got {found}, expected a run with config.yaml, metrics.json or best.ckpt; pass the folder that "
+            f"{folder}: got {found}, expected a run with config.yaml, metrics.json or best.ckpt. Pass the folder that "
             "`crosscoop fit --run FOLDER` wrote."
         )
     run, missing = Run(folder, name), dict[str, list[str]]()

@@ -146,7 +146,7 @@ def test_digest_stands_for_the_configurations(grid):
         ({"base": "nowhere.yaml"}, r"nowhere.yaml: cannot be read"),
         ({"cell": {}}, "got cell, expected base, title"),
         ({"cells": {}, "grid": {}}, "got no cell"),
-        ({"tests": {}}, "got no cell, expected cells or a grid, seeds and tests"),
+        ({"tests": {}}, "got no cells, expected cells or a grid, seeds and tests"),
         ({"cells": ["cross"]}, r"cells: got \['cross'\], expected a valid dictionary"),
         ({"cells": {"cross": "cross"}}, "cells.cross: got 'cross', expected a valid dictionary"),
         ({"grid": {"network.strategy": "cross"}}, "grid.network.strategy: got 'cross', expected a valid list"),

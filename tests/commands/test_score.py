@@ -211,7 +211,8 @@ def test_folders_tell_apart_what_shares_a_name(tmp_path: Path, capsys: pytest.Ca
     save(tmp_path / "labels" / "._1.png", np.full(SIZE, 77, np.uint8))
     capsys.readouterr()
     assert scored(tmp_path / "labels", *own)["miou"] == 1
-    assert f"1 PNG file is named as no image of the split: {tmp_path / 'labels' / '3.png'}" in capsys.readouterr().out
+    name = tmp_path / "labels" / "3.png"
+    assert f"1 PNG file whose name does not match any image of the split: {name}" in capsys.readouterr().out
 
 
 def test_label_files_behind_links_and_of_other_formats(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +226,8 @@ def test_label_files_behind_links_and_of_other_formats(voc: Path, capsys: pytest
     (voc.parent / "elsewhere" / "loop").symlink_to(labels)
     Image.new("L", SIZE).save(labels / "a.tif")
     assert scored(labels, *data("PascalVOC", voc)) == expected
-    assert f"Not used: 1 file (1 .tif), as label files are PNGs: {labels / 'a.tif'}" in capsys.readouterr().out
+    note = f"Ignored: 1 file (1 .tif), because label files must be PNGs: {labels / 'a.tif'}"
+    assert note in capsys.readouterr().out
 
 
 def test_all_faults_are_named_in_one_message(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,7 +238,7 @@ def test_all_faults_are_named_in_one_message(voc: Path, capsys: pytest.CaptureFi
     save(folder / f"{NAMES[2]}.png", np.zeros((10, 12), np.uint8))
     error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc))
     assert f"1 missing: {NAMES[1]}" in error
-    assert f"1 doubled: {NAMES[0]} ({folder / NAMES[0]}.png and {folder / 'sub' / NAMES[0]}.png)" in error
+    assert f"1 ambiguous: {NAMES[0]} ({folder / NAMES[0]}.png and {folder / 'sub' / NAMES[0]}.png)" in error
     assert f"1 of another size: {folder / NAMES[2]}.png (got 10 x 12, expected 24 x 40)" in error
     save(folder / f"{NAMES[2]}.png", np.full(SIZE, 21, np.uint8))
     error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc))
@@ -299,7 +301,7 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.Capt
         ("--predictions x --data.dataset CamVid --foo 1", "unrecognized arguments: --foo"),
         ("--predictions x --data.dataset CamVid --label-ids maybe", "unrecognized arguments: maybe"),
         ("--predictions x --data.dataset CamVid --data.center_crop 0", "data.center_crop: got 0"),
-        ("--predictions x --data.dataset Streets --data.dataset.num_val 1 --split val", "x, which is no folder"),
+        ("--predictions x --data.dataset Streets --data.dataset.num_val 1 --split val", "x, which is not a folder"),
         ("--predictions . --data.dataset Streets --split nothing", "nothing"),
     ],
 )

@@ -121,7 +121,7 @@ def test_faults_are_named_and_nothing_is_written(
     save(classes / f"{NAMES[2]}.png", np.zeros((10, 12), np.uint8))
     error = refused(capsys, *command)
     assert f"1 missing: {NAMES[1]}" in error
-    assert f"1 doubled: {NAMES[0]} (" in error
+    assert f"1 ambiguous: {NAMES[0]} (" in error
     assert f"1 of another size: {classes / NAMES[2]}.png (got 10 x 12, expected 24 x 40)" in error
     save(classes / f"{NAMES[2]}.png", np.full(SIZE, VOID, np.uint8))
     assert f"1 unusable: {classes / NAMES[2]}.png: got pixels without a class (255)" in refused(capsys, *command)

@@ -273,14 +273,14 @@ def test_rare_classes_give_no_alarm_and_common_ones_end_the_look(tmp_path: Path)
 
 def test_check_data_reports_classes_that_training_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write(tmp_path)
-    for values, part in (([0, 1], "train: got no pixel of house"), ([0, 255], "only ground and void")):
+    for values, part in (([0, 1], "train: got no pixels of house"), ([0, 255], "only ground and void")):
         constant(tmp_path, values)
         constant(tmp_path, [0, 1], "val")
         with pytest.raises(SystemExit) as ended:
             crosscoop("check-data", "--config", config, "--workers 0")
         printed = capsys.readouterr().out
         assert ended.value.code == 1 and "1 faults." in printed and part in printed
-        assert "val has no pixel of house" in printed  # a note
+        assert "val has no pixels of house" in printed  # a note
 
 
 def test_fit_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

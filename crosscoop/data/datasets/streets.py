@@ -1,4 +1,4 @@
-"""The embedded data set: street scenes drawn on the fly from a seed; everything runs without a download."""
+"""The built-in data set: street scenes drawn on the fly from a seed, without a download."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ Panel = NDArray[np.float64]
 """A parallelogram in the street: a homography `(3, 3)` from fractions of its sides to 1/16 pixels."""
 
 Shape = NDArray[np.float64]
-"""Polygons `(N, K, 2)` on a panel, whose left bottom corner is (0, 0) and whose right top corner is (1, 1)."""
+"""Polygons `(N, K, 2)` on a panel, whose bottom left corner is (0, 0) and whose top right corner is (1, 1)."""
 
 Tint = NDArray[np.float64]
-"""A colour `(3,)` of floats; it may leave 0 to 255 until it is painted."""
+"""A colour `(3,)` of floats; it may exceed the range 0 to 255 until it is painted."""
 
 SPLITS = ("train", "val", "test")
 
@@ -28,7 +28,7 @@ SPLITS = ("train", "val", "test")
 SKY, ROAD, MARKING, PAVEMENT, BUILDING, WALL, TREE, POLE, SIGN, PERSON, CAR, BUS = range(12)
 
 # fmt: off
-# Classes share colours on purpose, so that a pixel's colour does not tell its class: clothes, cars, shops and
+# Classes share colours on purpose, so that a pixel's colour does not reveal its class: clothes, cars, shops and
 # signs are PAINTS; facades, walls, pavements and some buses are STONES; every window is GLASS.
 WHITE, DARK = np.array([232, 232, 228]), np.array([30, 30, 34])
 PAINTS = np.array([(185, 35, 40), (35, 75, 160), (230, 190, 50), WHITE, DARK, (128, 132, 138)])
@@ -50,38 +50,38 @@ LEGS = np.array([[(0.1, 0), (0.35, 0), (0.5, 0.35), (0.65, 0), (0.9, 0), (0.75, 
 TORSO = np.array([[(0.2, 0.42), (0.8, 0.42), (1, 0.5), (0.8, 0.85), (0.2, 0.85), (0, 0.5)]])
 # fmt: on
 
-FOCAL = 1.2  # focal length in image heights: 80 degrees across an image of 2:1, as of a dashboard camera
-EYE = 1.5  # metres from the ground to the camera
-NEAR, FAR = 2.0, 80.0  # metres ahead at which the street begins and ends
+FOCAL = 1.2  # focal length in image heights: 80 degrees across a 2:1 image, like a dashboard camera
+EYE = 1.5  # height of the camera above the ground in metres
+NEAR, FAR = 2.0, 80.0  # distances in metres at which the street begins and ends
 
 
 @lru_cache(maxsize=256)
 def grid(columns: int, rows: int, width: float, height: float) -> Shape:
-    """Rectangles, each in the middle of its cell and filling these fractions of it."""
+    """Return a grid of rectangles, each in the middle of its cell and filling the given fractions of it."""
     cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 1, 2)
     rectangles: Shape = (cells + 0.5 + (SQUARE - 0.5) * (width, height)) / (columns, rows)
     return rectangles
 
 
 def part(panel: Panel, left: float, bottom: float, right: float, top: float) -> Panel:
-    """The panel between two corners, given as fractions of a panel."""
+    """Return the part of a panel between two corners, given as fractions of the panel."""
     inner: Panel = panel @ np.array([[right - left, 0, left], [0, top - bottom, bottom], [0, 0, 1]])
     return inner
 
 
 class Canvas:
-    """An image and its mask, drawn together through one camera in one light; later paint covers earlier.
+    """An image and its mask, drawn together with one camera and one light; later paint covers earlier paint.
 
-    Everything is in metres, with x to the right of the middle of the road, y up from the ground and z ahead of
-    the camera; only the camera knows how large the image is, so that a scene is the same street at any size.
+    Coordinates are in metres, with x to the right of the middle of the road, y up from the ground and z ahead of the
+    camera. Only the camera depends on the size of the image, so that a scene is the same street at any size.
     """
 
     def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
         self.rng = rng
         self.pixels: Array = np.empty((height, width, 4), np.uint8)  # red, green, blue and the class
         self.road = rng.uniform(3.2, 6.5)  # metres from the middle of the road to its edge
-        self.front = self.road + rng.uniform(1.5, 4)  # and to the houses
-        self.x = self.road / 2 + rng.uniform(-0.4, 0.4)  # and to the camera
+        self.front = self.road + rng.uniform(1.5, 4)  # metres from the middle of the road to the houses
+        self.x = self.road / 2 + rng.uniform(-0.4, 0.4)  # metres from the middle of the road to the camera
         self.horizon, vanish = height * rng.uniform(0.38, 0.52), width / 2 + height * rng.uniform(-0.2, 0.2)
         camera = np.array([[FOCAL * height, 0, vanish], [0, -FOCAL * height, self.horizon], [0, 0, 1]])
         self.camera: Panel = np.diag([16, 16, 1]) @ camera  # OpenCV takes 1/16 pixels for `shift=4`
@@ -90,45 +90,45 @@ class Canvas:
         self.taken: dict[float, float] = {}  # metres ahead at which the last vehicle of a lane begins
 
     def pick(self, palette: NDArray[np.int_]) -> Tint:
-        """A random colour of a palette, a little off."""
+        """Draw a random colour of a palette, slightly altered."""
         color: Tint = palette[int(self.rng.random() * len(palette))] + 8 * self.rng.standard_normal(3)
         return color
 
     def upright(self, x: float, z: float, width: float, height: float, y: float = 0, length: float = 0) -> Panel:
-        """A panel that stands: facing the camera if it has a width, along the street if it has a length."""
+        """Return an upright panel: it faces the camera if it has a width, and the street if it has a length."""
         panel: Panel = self.camera @ np.array([[width, 0, x - self.x], [0, height, y - EYE], [length, 0, z]])
         return panel
 
     def flat(self, x: float, z: float, width: float, length: float, y: float = 0, skew: float = 0) -> Panel:
-        """A panel that lies."""
+        """Return a horizontal panel."""
         panel: Panel = self.camera @ np.array([[width, 0, x - self.x], [0, 0, y - EYE], [skew, length, z]])
         return panel
 
     def paint(self, panel: Panel, shape: Shape, color: Tint, label: int) -> None:
-        """Fills a shape on a panel."""
+        """Fill a shape on a panel."""
         self.fill(cv2.perspectiveTransform(shape, panel), panel[2, 2], color, label)
 
     def box(self, floor: Panel, roof: Panel, color: Tint, label: int) -> None:
-        """Fills the silhouette of the solid between two panels."""
+        """Fill the silhouette of the solid between two panels."""
         corners = np.hstack([cv2.perspectiveTransform(SQUARE, panel) for panel in (floor, roof)])
         hull = cv2.convexHull(corners.astype(np.float32))
         self.fill(hull.reshape(1, -1, 2), floor[2, 2], color, label)
 
     def fill(self, points: Shape, depth: float, color: Tint, label: int) -> None:
-        """Fills polygons given in 1/16 pixels, in a colour that fades into the haze with depth."""
+        """Fill polygons given in 1/16 pixels, in a colour that fades into the haze with depth."""
         color = self.haze + (color - self.haze) * exp(-depth / self.visibility)
         polygons: Any = points.astype(np.int32)  # OpenCV's stubs want a list, which is slower
         cv2.fillPoly(self.pixels, polygons, (*color.tolist(), label), cv2.LINE_8, 4)
 
     def take(self, lane: float, z: float, length: float) -> bool:
-        """Reserves a stretch of a lane for a vehicle; False if it is taken. Vehicles come from far to near."""
+        """Reserve a stretch of a lane for a vehicle; False if it is occupied. Vehicles are placed from far to near."""
         free = z + length < self.taken.get(lane, FAR)
         if free:
             self.taken[lane] = z
         return free
 
     def photograph(self) -> Array:
-        """The image: the drawing through a lens, with stains and noise, exposure and colour cast."""
+        """Return the image: the drawing as seen through a lens, with stains, noise, exposure and a colour cast."""
         height, width, _ = self.pixels.shape
         image = cv2.cvtColor(self.pixels, cv2.COLOR_RGBA2RGB)
         image = cv2.GaussianBlur(image, (0, 0), height / 128 * self.rng.uniform(0.4, 0.9))
@@ -142,7 +142,7 @@ class Canvas:
         return photograph
 
     def annotate(self) -> Array:
-        """The mask: the classes, with a void border around each thing as in VOC, one pixel at 128 rows."""
+        """Return the mask: the classes, with a void border around each thing as in VOC, one pixel wide at 128 rows."""
         mask: Array = cv2.extractChannel(self.pixels, 3)
         size = 1 + 2 * round(len(mask) / 128)
         grown = cv2.dilate(mask, np.ones((size, size), np.uint8))  # the highest class nearby
@@ -151,7 +151,7 @@ class Canvas:
 
 
 def paint_sky(canvas: Canvas) -> None:
-    """A gradient from the zenith to the horizon."""
+    """Paint a gradient from the zenith to the horizon."""
     height, width, _ = canvas.pixels.shape
     blend = (np.arange(height) / canvas.horizon).clip(0, 1)[:, None, None]
     column = np.append(canvas.sky + (canvas.haze - canvas.sky) * blend, np.full_like(blend, SKY), axis=2)
@@ -159,7 +159,7 @@ def paint_sky(canvas: Canvas) -> None:
 
 
 def paint_ground(canvas: Canvas) -> None:
-    """The pavement with its joints and a kerb as white as markings, and the road with its patches."""
+    """Paint the pavement with joints and a kerb as white as markings, and the road with patches."""
     rng, road, front, stone = canvas.rng, canvas.road, canvas.front, canvas.pick(STONES)
     kerb = WHITE - canvas.rng.uniform(10, 60)
     canvas.paint(canvas.flat(-300, NEAR, 600, 500), SQUARE, stone, PAVEMENT)
@@ -172,7 +172,7 @@ def paint_ground(canvas: Canvas) -> None:
 
 
 def paint_markings(canvas: Canvas) -> None:
-    """Lines, dashed or not, and perhaps a zebra crossing."""
+    """Paint solid or dashed lines, and perhaps a zebra crossing."""
     rng, road, white = canvas.rng, canvas.road, WHITE - canvas.rng.uniform(0, 60)
     edges, lanes = [road - 0.5, 0.5 - road], [road / 2, -road / 2]
     for x in [0, *edges * (rng.random() < 0.5), *lanes * (road > 5.5)]:
@@ -184,7 +184,7 @@ def paint_markings(canvas: Canvas) -> None:
 
 
 def paint_shadows(canvas: Canvas) -> None:
-    """Shadows of houses across the street, as dark as a dark car; they darken what they fall on."""
+    """Darken the ground by the shadows of houses across the street, as dark as a dark car."""
     rng, lit = canvas.rng, canvas.pixels.copy()
     reach = copysign(rng.uniform(2, 2.5 * canvas.front), rng.random() - 0.5)
     ground = canvas.flat(-copysign(canvas.front, reach), NEAR, reach, 40, skew=rng.uniform(0, 4))
@@ -194,21 +194,21 @@ def paint_shadows(canvas: Canvas) -> None:
 
 
 def paint_windows(canvas: Canvas, panel: Panel, columns: int, rows: int, label: int) -> None:
-    """Rows of windows, some of them lit: of a house or of a bus."""
+    """Paint the rows of windows of a house or a bus, some of them lit."""
     windows = grid(columns, rows, 0.65, 0.55)
     canvas.paint(panel, windows, canvas.pick(GLASS), label)
     canvas.paint(panel, windows[canvas.rng.integers(len(windows)) :: 5], canvas.pick(STONES), label)
 
 
 def paint_figure(canvas: Canvas, panel: Panel, label: int) -> None:
-    """A human figure: a person, or one on a poster."""
+    """Paint a human figure: a person, or one on a poster."""
     canvas.paint(panel, LEGS, canvas.pick(PAINTS), label)
     canvas.paint(panel, TORSO, canvas.pick(PAINTS), label)
     canvas.paint(part(panel, 0.3, 0.84, 0.7, 1), ROUND, canvas.pick(SKINS), label)
 
 
 def paint_poster(canvas: Canvas, wall: Panel, width: float, height: float) -> None:
-    """A poster of a human figure on a wall of this size."""
+    """Paint a poster of a human figure on a wall of the given size."""
     left, bottom = canvas.rng.uniform(0.1, 0.7), canvas.rng.uniform(0.3, 2) / height
     poster = part(wall, left, bottom, left + 1.6 / width, bottom + 2.4 / height)
     canvas.paint(poster, SQUARE, canvas.pick(PAINTS), BUILDING)
@@ -216,14 +216,14 @@ def paint_poster(canvas: Canvas, wall: Panel, width: float, height: float) -> No
 
 
 def paint_board(canvas: Canvas, panel: Panel, label: int) -> None:
-    """A board of some shape with a field inside: a traffic sign, or the sign of a shop."""
+    """Paint a board of random shape with a smaller one inside: a traffic sign or a shop sign."""
     shape = (SQUARE, ROUND, TRIANGLE, DIAMOND)[canvas.rng.integers(4)]
     canvas.paint(panel, shape, canvas.pick(PAINTS), label)
     canvas.paint(part(panel, 0.22, 0.2, 0.78, 0.75), shape, canvas.pick(PAINTS), label)
 
 
 def paint_crown(canvas: Canvas, x: float, z: float, size: float, y: float) -> None:
-    """Foliage: a ragged outline, and leaves in its colours."""
+    """Paint foliage: a ragged outline, with lighter and darker leaves."""
     rng, color, panel = canvas.rng, canvas.pick(GREENS), canvas.upright(x - size / 2, z, size, size, y)
     canvas.paint(panel, 0.5 + (ROUND - 0.5) * rng.uniform(0.7, 1.05, (16, 1)), color, TREE)
     leaves = rng.normal(0.5, 0.16, (30, 1, 2)) + (ROUND[:, ::4] - 0.5) * rng.uniform(0.05, 0.22, (30, 1, 1))
@@ -232,7 +232,7 @@ def paint_crown(canvas: Canvas, x: float, z: float, size: float, y: float) -> No
 
 
 def paint_house(canvas: Canvas, x: float, z: float, length: float) -> None:
-    """A house with a shop or a poster along the street, and a gable towards the camera."""
+    """Paint a house with a shop or a poster along the street, and its gable towards the camera."""
     rng, color, height, depth = canvas.rng, canvas.pick(STONES), canvas.rng.uniform(5, 20), copysign(12, x)
     gable, front = canvas.upright(x, z, depth, height), canvas.upright(x, z, 0, height, length=length)
     canvas.paint(gable, SQUARE, color - 15, BUILDING)
@@ -247,7 +247,7 @@ def paint_house(canvas: Canvas, x: float, z: float, length: float) -> None:
 
 
 def paint_garden(canvas: Canvas, x: float, z: float, length: float) -> None:
-    """Trees behind a wall, which is jointed as the pavement is, or behind a hedge."""
+    """Paint trees behind a hedge, or behind a wall with joints like those of the pavement."""
     rng = canvas.rng
     for depth in (z + length, z + length / 2):
         paint_crown(canvas, x + copysign(2.5, x), depth, rng.uniform(4, 8), rng.uniform(0, 2))
@@ -258,7 +258,7 @@ def paint_garden(canvas: Canvas, x: float, z: float, length: float) -> None:
 
 
 def paint_frontage(canvas: Canvas) -> None:
-    """Houses across the end of the street, and houses and gardens along its sides."""
+    """Paint houses across the end of the street, and houses and gardens along its sides."""
     rng = canvas.rng
     for x in (-60.0, -30.0, 0.0, 30.0):
         across = canvas.upright(x, FAR, 30, rng.uniform(5, 20))
@@ -273,14 +273,14 @@ def paint_frontage(canvas: Canvas) -> None:
 
 
 def paint_tree(canvas: Canvas, x: float, z: float) -> None:
-    """A tree whose trunk is as thin as a pole."""
+    """Paint a tree whose trunk is as thin as a pole."""
     base = canvas.rng.uniform(1.8, 3)
     canvas.paint(canvas.upright(x - 0.12, z, 0.24, base + 1), SQUARE, canvas.pick(STONES) - 50, TREE)
     paint_crown(canvas, x, z, canvas.rng.uniform(2.5, 5), base)
 
 
 def paint_lamp(canvas: Canvas, x: float, z: float) -> None:
-    """A bollard, or a lamp post with its arm over the road."""
+    """Paint a bollard, or a lamp post with its arm over the road."""
     height, color = (1, 5, 7)[canvas.rng.integers(3)], canvas.pick(STONES) - 40
     canvas.paint(canvas.upright(x - 0.08, z, 0.16, height), SQUARE, color, POLE)
     if height > 1:
@@ -288,7 +288,7 @@ def paint_lamp(canvas: Canvas, x: float, z: float) -> None:
 
 
 def paint_sign(canvas: Canvas, x: float, z: float) -> None:
-    """A traffic sign or a traffic light on its post."""
+    """Paint a traffic sign or a traffic light on its post."""
     width = canvas.rng.uniform(0.7, 1)
     canvas.paint(canvas.upright(x - 0.05, z, 0.1, 3), SQUARE, canvas.pick(STONES) - 20, POLE)
     board = canvas.upright(x - width / 2, z, width, width, 2.2)
@@ -300,13 +300,13 @@ def paint_sign(canvas: Canvas, x: float, z: float) -> None:
 
 
 def paint_person(canvas: Canvas, x: float, z: float) -> None:
-    """Somebody on the pavement, or on the way across the road."""
+    """Paint a person on the pavement or crossing the road."""
     x = x if canvas.rng.random() < 0.7 else x * canvas.rng.uniform(0, 0.8)
     paint_figure(canvas, canvas.upright(x - 0.3, z, 0.6, canvas.rng.uniform(1.4, 1.9)), PERSON)
 
 
 def paint_clutter(canvas: Canvas, x: float, z: float) -> None:
-    """Something that has no class: a bin, a heap, a dog."""
+    """Paint something without a class: a bin, a heap, a dog."""
     width, height = canvas.rng.uniform(0.5, 1.4, 2)
     ragged = 0.5 + (ROUND - 0.5) * canvas.rng.uniform(0.6, 1, (16, 1))
     canvas.paint(canvas.upright(x - width / 2, z, width, height), ragged, canvas.pick(PAINTS), VOID)
@@ -315,7 +315,7 @@ def paint_clutter(canvas: Canvas, x: float, z: float) -> None:
 def paint_body(
     canvas: Canvas, x: float, z: float, width: float, height: float, length: float, color: Tint, label: int
 ) -> tuple[Panel, Panel]:
-    """The body of a vehicle with wheels under its long faces; returns its side and its end."""
+    """Paint the body of a vehicle with wheels under its long faces, and return its side and its end."""
     left = x - width / 2
     side = canvas.upright(x + copysign(width / 2, canvas.x - x), z, 0, height, 0.3, length)
     end = canvas.upright(left, z, width, height, 0.3)
@@ -330,7 +330,7 @@ def paint_body(
 
 
 def paint_car(canvas: Canvas, x: float, z: float) -> None:
-    """A car that drives or parks."""
+    """Paint a driving or parked car."""
     parks, color = canvas.rng.random() < 0.5, canvas.pick(PAINTS)
     x = copysign(canvas.road - 1.1 if parks else canvas.road / 2, x)
     if z > (4 if parks else 8) and canvas.take(x, z, 4.5):
@@ -343,7 +343,7 @@ def paint_car(canvas: Canvas, x: float, z: float) -> None:
 
 
 def paint_bus(canvas: Canvas, x: float, z: float) -> None:
-    """A bus with one or two decks, along the road or across it: a facade on wheels."""
+    """Paint a single or double decker, along the road or across it: a facade on wheels."""
     rng, x = canvas.rng, copysign(canvas.road / 2, x)
     color, decks = canvas.pick((PAINTS, STONES)[rng.integers(2)]), int(rng.integers(1, 3))
     width, length = (2.5, 10.0) if rng.random() < 0.65 else (10.0, 2.5)
@@ -354,7 +354,6 @@ def paint_bus(canvas: Canvas, x: float, z: float) -> None:
             paint_windows(canvas, part(face, 0.03, 0.8 / height, 0.97, 0.95), int(extent / 1.2), decks, BUS)
 
 
-# How often each thing stands in the street.
 THINGS: dict[Callable[[Canvas, float, float], None], float] = {
     paint_car: 0.26,
     paint_bus: 0.07,
@@ -364,10 +363,11 @@ THINGS: dict[Callable[[Canvas, float, float], None], float] = {
     paint_tree: 0.13,
     paint_clutter: 0.06,
 }
+"""The relative frequency of each thing in the street."""
 
 
 def paint_things(canvas: Canvas) -> None:
-    """Things on the road and the pavements, from far to near, as many from 3 to 6 metres as from 30 to 60."""
+    """Paint things on the road and the pavements, from far to near: as many from 3 to 6 metres as from 30 to 60."""
     rng, things = canvas.rng, list(THINGS)
     count = rng.integers(12, 30)
     kinds = rng.choice(len(things), count, p=list(THINGS.values()))
@@ -378,7 +378,7 @@ def paint_things(canvas: Canvas) -> None:
 
 
 def paint_bonnet(canvas: Canvas) -> None:
-    """The bonnet of the car that carries the camera."""
+    """Paint the bonnet of the car that carries the camera."""
     height, width, _ = canvas.pixels.shape
     bow = (ROUND - (0.5, 0)) * canvas.rng.uniform((1, 0.15), (1.8, 0.25)) * height
     bow += (width / 2, 0.92 * height)
@@ -387,7 +387,7 @@ def paint_bonnet(canvas: Canvas) -> None:
 
 @dataclass(frozen=True)
 class StreetScene:
-    """A street scene; seed, split and index determine it, height and width are how large it is drawn."""
+    """A street scene: seed, split and index determine its contents, height and width its resolution."""
 
     seed: int
     split: str
@@ -401,17 +401,17 @@ class StreetScene:
         return f"{self.split}/{self.index:06d}"
 
     def image(self) -> Array:
-        """The image: `(H, W, 3)` uint8 RGB."""
+        """Return the image: `(H, W, 3)` uint8 RGB."""
         return render(self)[0].copy()
 
     def mask(self) -> Array:
-        """The mask: `(H, W)` uint8 class indices, `VOID` on the bonnet, around things and on clutter."""
+        """Return the mask: `(H, W)` uint8 class indices, `VOID` on the bonnet, around things and on clutter."""
         return render(self)[1].copy()
 
 
 @lru_cache(maxsize=4)
 def render(scene: StreetScene) -> tuple[Array, Array]:
-    """Draws a scene's image and mask; remembers the last ones, as both are wanted one after the other."""
+    """Draw a scene's image and mask; the last ones are cached, because both are usually read in succession."""
     rng = np.random.default_rng([scene.seed, SPLITS.index(scene.split), scene.index])
     canvas = Canvas(scene.height, scene.width, rng)
     for paint in (paint_sky, paint_ground, paint_markings, paint_shadows, paint_frontage, paint_things):
@@ -422,19 +422,18 @@ def render(scene: StreetScene) -> tuple[Array, Array]:
 
 
 class Streets(SegmentationDataset):
-    """Generated street scenes: 12 classes in the spirit of CamVid and Cityscapes, drawn when asked for.
+    """Generated street scenes: 12 classes in the spirit of CamVid and Cityscapes, drawn on demand.
 
-    The scenes are not real. Figures on them compare networks with each other, quickly and without a download;
-    they say nothing about real streets. The same arguments give the same scenes in every process, and the
-    size changes only how large they are drawn.
+    Metrics on these scenes compare networks with each other, quickly and without a download; they do not transfer to
+    real streets. The same arguments give the same scenes in every process, and the size affects only the resolution.
 
     Args:
         num_train: Number of scenes to train on.
         num_val: Number of scenes to validate on.
         num_test: Number of scenes to test on.
         height: Height of the images in pixels, at least 32.
-        width: Width of the images in pixels, at least 32; twice the height shows the street best.
-        seed: Seed of the scenes, not negative; another seed gives other streets in every split.
+        width: Width of the images in pixels, at least 32; twice the height is recommended.
+        seed: Seed of the scenes, at least 0; another seed gives other streets in every split.
 
     Raises:
         CrosscoopError: A value is too small.
@@ -462,14 +461,14 @@ class Streets(SegmentationDataset):
         for option, value in (sizes | {"height": height, "width": width, "seed": seed}).items():
             if value < minimums[option]:
                 raise CrosscoopError(
-                    f"data.dataset.{option}: got {value}, expected at least {minimums[option]};"
-                    " raise it, or leave it out for the default"
+                    f"data.dataset.{option}: got {value}, expected at least {minimums[option]}. Increase it, or leave "
+                    "it out to use the default."
                 )
         self.sizes = dict(zip(SPLITS, sizes.values(), strict=True))
         self.height, self.width, self.seed = height, width, seed
 
     def samples(self, split: str) -> Sequence[StreetScene]:
-        """The scenes of a split; nothing is drawn before a scene is asked for its image or its mask.
+        """Return the scenes of a split; each is drawn only when its image or mask is read.
 
         Args:
             split: `train`, `val` or `test`.
@@ -478,5 +477,5 @@ class Streets(SegmentationDataset):
             CrosscoopError: The split is unknown.
         """
         if split not in self.sizes:
-            raise CrosscoopError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}; choose one of these")
+            raise CrosscoopError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}. Choose one of these.")
         return [StreetScene(self.seed, split, index, self.height, self.width) for index in range(self.sizes[split])]

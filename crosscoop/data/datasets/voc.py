@@ -17,15 +17,15 @@ class PascalVOC(SegmentationDataset):
     """PASCAL VOC 2012: 20 classes and background (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/).
 
     A split is a list in `ImageSets/Segmentation`: train, val, trainval, trainaug (VOC and SBD, with masks in
-    `SegmentationClassAug`; `crosscoop prepare-trainaug` makes both), test (without masks), or one of yours.
+    `SegmentationClassAug`; `crosscoop prepare-trainaug` creates both), test (without masks), or your own.
 
     Args:
-        root: The folder with `JPEGImages`, `SegmentationClass` and `ImageSets`, or a folder that holds it as
-            `VOC2012` or `VOCdevkit/VOC2012`.
+        root: The folder that contains `JPEGImages`, `SegmentationClass` and `ImageSets`, or a folder that contains it
+            as `VOC2012` or `VOCdevkit/VOC2012`.
         train_split: Split for training.
         val_split: Split for validation.
-        test_split: Split for test and prediction. VOC's `test` has no public masks, it can only be predicted.
-        download: Download VOC (2 GB) when it is not at `root`.
+        test_split: Split for test and prediction. The masks of VOC's `test` are not public: it can only be predicted.
+        download: Download VOC (2 GB) if it is not at `root`.
     """
 
     class_names: Sequence[str] = (
@@ -69,24 +69,21 @@ class PascalVOC(SegmentationDataset):
         test_split: str = "val",
         download: bool = False,
     ) -> None:
-        self.root = root
-        self.train_split = train_split
-        self.val_split = val_split
-        self.test_split = test_split
-        self.download = download
+        self.root, self.download = root, download
+        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
 
     def prepare(self) -> None:
-        """Download VOC, if so asked and not yet done."""
+        """Download VOC if requested and not done yet."""
         find_voc(self.root, self.download)
 
     def samples(self, split: str) -> Sequence[FileSample]:
-        """The samples of a split, in the order of its list. Downloads first if so asked.
+        """Return the samples of a split, in the order of its list; download VOC first if requested.
 
         Args:
             split: Name of a list in `ImageSets/Segmentation`.
 
         Raises:
-            CrosscoopError: VOC, the list, or one of its files is missing, or trainaug holds images of val.
+            CrosscoopError: VOC, the list or one of its files is missing, or trainaug contains images of val.
         """
         folder = find_voc(self.root, self.download)
         augmented = split == "trainaug"
@@ -102,8 +99,8 @@ class PascalVOC(SegmentationDataset):
         samples = [sample(name) for name in names]
         if augmented and (leak := sorted(set(names) & set(read_names(self._list(folder, "val"), images)))):
             raise SplitError(
-                f"{source}: got {len(leak)} images that are also in val ({shorten(leak)}), expected none; "
-                f"make a clean list with `crosscoop prepare-trainaug --root {self.root}`",
+                f"{source}: got {len(leak)} images that are also in val ({shorten(leak)}), expected none. Create a "
+                f"clean list with `crosscoop prepare-trainaug --root {self.root}`.",
                 samples,
             )
         return check_samples(samples, source)
@@ -114,23 +111,23 @@ class PascalVOC(SegmentationDataset):
         for file in files:
             if (lists / file).is_file():
                 return lists / file
-        remedy = f"there are {', '.join(path.stem for path in scan(lists, '*.txt'))}"
+        remedy = f"Existing lists: {', '.join(path.stem for path in scan(lists, '*.txt'))}."
         if split == "trainaug":
-            remedy = f"prepare it with `crosscoop prepare-trainaug --root {self.root}`"
+            remedy = f"Create it with `crosscoop prepare-trainaug --root {self.root}`."
         raise CrosscoopError(
-            f'{lists}: got the split "{split}", expected its list {" or ".join(files)} there; {remedy}'
+            f'{lists}: got the split "{split}", expected its list {" or ".join(files)} there. {remedy}'
         )
 
 
 def find_voc(root: str, download: bool = False) -> Path:
-    """The folder with `JPEGImages` and `ImageSets`.
+    """Return the folder that contains `JPEGImages` and `ImageSets`.
 
     Args:
-        root: That folder, or one that holds it as `VOC2012` or `VOCdevkit/VOC2012`.
-        download: Download VOC if there is none; the second call finds it.
+        root: That folder, or one that contains it as `VOC2012` or `VOCdevkit/VOC2012`.
+        download: Download VOC if it is missing; later calls find the download.
 
     Raises:
-        CrosscoopError: There is no VOC, or it cannot be downloaded.
+        CrosscoopError: VOC is missing, or cannot be downloaded.
     """
     base = Path(root)
     candidates = (base, base / "VOC2012", base / "VOCdevkit" / "VOC2012")
@@ -144,19 +141,20 @@ def find_voc(root: str, download: bool = False) -> Path:
         )
         return find_voc(root)
     raise CrosscoopError(
-        f"{root}: got no PASCAL VOC 2012 there, expected a folder with JPEGImages, SegmentationClass and "
-        "ImageSets/Segmentation; correct the root, or remove what is there and set download to true"
+        f"{root}: got no PASCAL VOC 2012 data, expected a folder with JPEGImages, SegmentationClass and "
+        "ImageSets/Segmentation. Correct the root, or remove what is there and set download to true."
     )
 
 
 def read_names(path: Path, images: Path) -> list[str]:
-    """Read image names from a list of VOC's form (`2007_000032 1`) or DeepLab's (`/JPEGImages/2007_000032.jpg ...`).
+    """Read image names from a list in VOC's form (`2007_000032 1`) or DeepLab's (`/JPEGImages/2007_000032.jpg ...`).
 
-    Folders do not count, so no line can lead out of VOC's folders; a name may hold dots and blanks.
+    Folders are ignored, so that a line cannot refer to a file outside VOC's folders. Names may contain dots and blanks.
 
     Args:
         path: The list.
-        images: The folder of the images, which tells a name that holds blanks from a name that more follows.
+        images: The folder of the images: if it contains an image named like the complete line, blanks included, that is
+            the name.
     """
     return [_name(line, images) for line in read_list(path)]
 
@@ -170,11 +168,11 @@ def _name(line: str, images: Path) -> str:
 
 
 def download_to(target: Path, download: Callable[[Path], Path]) -> None:
-    """Downloads beside the target and renames: an interrupted one never looks whole, ranks do not collide.
+    """Download into a temporary folder and rename it: the target is always complete, and ranks do not collide.
 
     Args:
-        target: The folder that the data set becomes; nothing is downloaded if there is something in it.
-        download: Downloads into the folder that it is given and returns the one to keep.
+        target: The folder to create; if it is not empty, nothing is downloaded.
+        download: Downloads into the folder that it receives, and returns the folder to keep.
 
     Raises:
         CrosscoopError: The download failed.
@@ -186,15 +184,15 @@ def download_to(target: Path, download: Callable[[Path], Path]) -> None:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary, safe_archives():
             download(Path(temporary)).rename(target)
     except (OSError, RuntimeError, tarfile.TarError) as error:
-        if not target.is_dir():  # else another process was faster
+        if not target.is_dir():  # otherwise another process was faster
             raise CrosscoopError(
-                f"{target}: got a failed download ({error}), expected VOC or SBD; try again, or put it there"
+                f"{target}: the download failed ({error}), expected VOC or SBD. Try again, or put it there yourself."
             ) from error
 
 
 @contextmanager
 def safe_archives() -> Iterator[None]:
-    """Within the block, an archive whose files would leave their folder is refused (Python 3.14 does so anyway)."""
+    """Reject archives that would write files outside their folder, within the block (Python 3.14 always does)."""
     before = tarfile.TarFile.__dict__.get("extraction_filter")
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
