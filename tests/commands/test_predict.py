@@ -450,14 +450,14 @@ def test_run_or_checkpoint_brings_the_split_along(own, predictor, given, split):
 
 @pytest.mark.parametrize("branch", [None, "bottom"])
 def test_labels_of_a_split_score_as_the_test(own, branch):
-    crosscoop("test", "--run", own, "--pictures.num_images 0")
+    crosscoop("test", "--run", own, "--pictures.num_images 0 --model.alone true")
     crosscoop("predict", "--run", own, *([f"--branch {branch}"] if branch else []))
-    tested = json.loads((own / "metrics.json").read_text())["outputs"][branch or "ensemble"]
+    tested = json.loads((own / "metrics.json").read_text())["outputs"][f"{branch}_alone" if branch else "ensemble"]
     folder = own / "predictions/test/labels"
     crosscoop("score", "--predictions", folder, "--config", own / "config.yaml", "--output", own / "scored.json")
     assert json.loads((own / "scored.json").read_text())["miou"] == tested["miou"]
     origin = json.loads((own / "predictions/test/predict.json").read_text())
-    assert origin["images"] == "Streets test" and (f"branch {branch}" in origin["protocol"]) == bool(branch)
+    assert origin["images"] == "Streets test" and (f"branch {branch} alone" in origin["protocol"]) == bool(branch)
 
 
 def test_labels_of_a_split_are_of_the_images_own_size(own, predictor, capsys):
@@ -497,7 +497,7 @@ def test_a_split_resumes_and_names_what_cannot_be_read(own, tmp_path, monkeypatc
     "options, message",
     [
         ("--split nothing", "split: got 'nothing', expected one of train, val, test"),
-        ("--branch nothing", "branch: got 'nothing', expected one of top, bottom, ensemble"),
+        ("--branch nothing", "branch: got 'nothing', expected one of top, bottom"),
         ("--images . --split val", "got both --images and a split"),
         ("--data.dataset faulty.Renamed", "in this order"),
         ("--data.dataset.colour red", "colour"),
