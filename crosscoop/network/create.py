@@ -40,8 +40,8 @@ def create_network(
         num_classes: Channels of the logits.
         strategy: none, one_way, cross, cross_c1, cross_c2 or cross_c1_c2; or the import path of your own
             `crosscoop.Strategy`, or its fields: `{points: [aspp, decoder], direction: both}`.
-        fusion: add, average, concat, gate or cross_stitch; or the class path of your own `crosscoop.Fusion`, with
-            arguments as `{class_path: my_file.MyFusion, init_args: {...}}`.
+        fusion: add, average, concat, gate, cross_stitch, channel_exchange or rectify; or the class path of your own
+            `crosscoop.Fusion`, with arguments as `{class_path: my_file.MyFusion, init_args: {...}}`.
         output_stride: Stride of the backbones' output, 8 or 16; the atrous rates of ASPP follow it.
         pretrained: true to download timm's ImageNet weights, false for random ones, the path of a local
             `.safetensors` or `.pth` file, or a list with one of these per branch (a nested list for a branch with

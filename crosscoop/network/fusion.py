@@ -115,6 +115,60 @@ class CrossStitch(Fusion):
         return self.own * own + self.received * received
 
 
+class ChannelExchange(Fusion):
+    """The received map in a share of the channels, the own map in the others: only part of the maps is exchanged.
+
+    The channels are fixed, as in the asymmetric fusion of Wang et al. (ACM MM 2020, https://arxiv.org/abs/2108.05009);
+    a channel that is exchanged in one direction is also exchanged in the other.
+
+    Args:
+        channels: Channels of both maps.
+        share: Share of the channels that are exchanged.
+
+    Raises:
+        CrosscoopError: The share is not above 0 and at most 1.
+    """
+
+    def __init__(self, channels: int, share: float = 0.25) -> None:
+        super().__init__(channels)
+        if not 0 < share <= 1:
+            raise CrosscoopError(f"network.fusion: got share {share}, expected a number above 0 and at most 1.")
+        self.exchanged = max(round(share * channels), 1)
+
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Take the first channels from the received map."""
+        return torch.cat([received[:, : self.exchanged], own[:, self.exchanged :]], dim=1)
+
+
+class Rectify(Fusion):
+    """`own + (a + b) / 2 * received` with weights `a` per channel and `b` per pixel, computed from both maps.
+
+    The feature rectification module of CMX (Zhang et al., 2022, https://arxiv.org/abs/2203.04838), for one receiver:
+    `a` from the global mean and maximum of both maps, `b` from both maps by 1x1 convolutions.
+
+    Args:
+        channels: Channels of both maps.
+        reduction: Channels per hidden unit of both weights.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__(channels)
+        hidden = max(channels // reduction, 8)
+        self.by_channel = nn.Sequential(
+            nn.Conv2d(4 * channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
+        )
+        self.by_pixel = nn.Sequential(
+            nn.Conv2d(2 * channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, 1, 1)
+        )
+
+    def forward(self, own: Tensor, received: Tensor) -> Tensor:
+        """Weight the received map and add it."""
+        both = torch.cat([own, received], dim=1)
+        pooled = torch.cat([both.mean((2, 3), keepdim=True), both.amax((2, 3), keepdim=True)], dim=1)
+        weight: Tensor = (self.by_channel(pooled).sigmoid() + self.by_pixel(both).sigmoid()) / 2
+        return own + weight * received
+
+
 SYMMETRIC = (Add, Average)
 """Operators without weights whose result does not depend on which map is the receiver's own."""
 
@@ -126,6 +180,8 @@ FUSIONS: dict[str, FusionFactory] = {
     "concat": Concat,
     "gate": Gate,
     "cross_stitch": CrossStitch,
+    "channel_exchange": ChannelExchange,
+    "rectify": Rectify,
 }
 
 

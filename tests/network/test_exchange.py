@@ -46,7 +46,10 @@ def test_fusion_keeps_shape_and_hears_both_maps(name):
     merged = fusion(own, received)
     assert merged.shape == own.shape
     (merged * torch.randn_like(merged)).sum().backward()
-    assert own.grad.all() and received.grad.all()
+    if name == "channel_exchange":
+        assert torch.equal(own.grad != 0, received.grad == 0) and received.grad[:, :2].all()
+    else:
+        assert own.grad.all() and received.grad.all()
     assert all(parameter.grad.any() for parameter in fusion.parameters())
 
 
@@ -70,8 +73,35 @@ def test_cross_stitch_starts_with_little_of_the_received_map():
     torch.testing.assert_close(CrossStitch(6, start=0.5)(own, received), Average(6)(own, received))
 
 
+def test_channel_exchange_swaps_a_share_of_the_channels():
+    top, bottom = torch.randn(2, 2, 8, 4, 4).unbind()
+    first, second = Exchange([8, 8], Strategy(["aspp"]), FUSIONS["channel_exchange"])([top, bottom])
+    assert torch.equal(first, torch.cat([bottom[:, :2], top[:, 2:]], 1))
+    assert torch.equal(second, torch.cat([top[:, :2], bottom[:, 2:]], 1))
+    with pytest.raises(CrosscoopError, match="got share 0"):
+        get_fusion({"class_path": "channel_exchange", "init_args": {"share": 0}})(8)
+
+
+def test_rectify_weighs_channels_and_pixels():
+    fusion = filled(FUSIONS["rectify"](8))
+    own, received = torch.randn(2, 1, 8, 4, 4).unbind()
+    weight = (fusion(own, received) - own) / received
+    by_channel = weight - weight[:, :1]  # the pixels' part is the same in all channels
+    torch.testing.assert_close(by_channel, by_channel[..., :1, :1].expand_as(by_channel), atol=1e-3, rtol=0)
+    assert weight.min() > 0 and weight.max() < 1 and by_channel.any() and weight.std((2, 3)).min() > 0
+
+
 @pytest.mark.parametrize(
-    ("name", "equal"), [("add", True), ("average", True), ("concat", False), ("gate", False), ("cross_stitch", False)]
+    ("name", "equal"),
+    [
+        ("add", True),
+        ("average", True),
+        ("concat", False),
+        ("gate", False),
+        ("cross_stitch", False),
+        ("channel_exchange", False),
+        ("rectify", False),
+    ],
 )
 def test_symmetric_operators_leave_one_map_in_both_branches(name, equal):
     exchange = filled(Exchange([6, 6], Strategy(["aspp"]), FUSIONS[name]))
