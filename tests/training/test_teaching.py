@@ -77,6 +77,13 @@ def test_teachers_may_see_another_view():
     assert torch.equal(taught, same)
 
 
+def test_lessons_warm_up():
+    logits, objective = draw("top", "bottom"), MutualLearning(warmup_steps=4)
+    whole = float(learn(MutualLearning(), logits)["top_mutual"].detach())
+    factors = [float(learn(objective, logits)["top_mutual"].detach()) / whole for _ in range(6)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1]) and "step" in objective.state_dict()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -108,7 +115,12 @@ UNLABELLED = "--data.dataset.num_train 12 --data.unlabelled 0.75 --data.batch_si
 
 
 @pytest.mark.parametrize(
-    "objective", ["MutualLearning", "CrossPseudoSupervision --data.cutmix 0.5", "SelfTraining --data.cutmix 1"]
+    "objective",
+    [
+        "MutualLearning --model.objective.warmup_steps 6",
+        "CrossPseudoSupervision --data.cutmix 0.5",
+        "SelfTraining --data.cutmix 1",
+    ],
 )
 def test_training_with_unlabelled_images_resumes_bit_for_bit(tmp_path, objective):
     options = (UNLABELLED, "--model.objective", objective, "--trainer.max_epochs 2")

@@ -1,5 +1,6 @@
 """Objectives by which branches teach each other: with labels, and on images without any."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,84 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.training.objective.contract import Objective
 
 
-class MutualLearning(Objective):
+class Teaching(Objective):
+    """Each branch learns from the masks and from the predictions of every other branch.
+
+    What it learns from the others is averaged over them and over all pixels, void and padding included.
+
+    Args:
+        weight: Factor on what the branches teach.
+        warmup_steps: Training steps over which the factor rises linearly from 0, since branches that have not learnt
+            anything yet teach errors.
+
+    Attributes:
+        lesson_name: What is taught is logged as `BRANCH_LESSON`.
+
+    Raises:
+        CrosscoopError: An argument is below 0.
+    """
+
+    teachers = True
+    lesson_name: str
+    step: Tensor
+
+    def __init__(self, weight: float, warmup_steps: int) -> None:
+        super().__init__()
+        for option, value in (("weight", weight), ("warmup_steps", warmup_steps)):
+            if not 0 <= value < float("inf"):
+                raise CrosscoopError(f"objective.{option}: got {value}, expected 0 or more.")
+        self.weight, self.warmup_steps = weight, warmup_steps
+        self.register_buffer("step", torch.tensor(0))
+
+    def forward(
+        self, logits: Mapping[str, Tensor], mask: Tensor, teachers: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return each branch's loss by its name, and what it learns from the others.
+
+        Args:
+            logits: Each branch's, by its name, `(N, num_classes, H, W)`.
+            mask: `(N, H, W)` class indices, `VOID` (255) where there is no label.
+            teachers: The logits that are learnt from, without gradients; by default `logits`.
+        """
+        losses = {branch: self.loss(own, mask) for branch, own in logits.items()}
+        self.step += 1
+        weight = self.weight * (self.step / self.warmup_steps).clamp(max=1) if self.warmup_steps else self.weight
+        for branch, own in logits.items():
+            lessons = [
+                self.lesson(own.float(), each.detach().float()) for each in self.choose(branch, teachers or logits)
+            ]
+            losses[f"{branch}_{self.lesson_name}"] = weight * torch.stack(lessons).mean()
+        return losses
+
+    def choose(self, branch: str, teachers: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the logits that a branch learns from: those of all others.
+
+        Args:
+            branch: Its name.
+            teachers: Every branch's, by its name.
+
+        Raises:
+            CrosscoopError: There is no other.
+        """
+        others = [each for name, each in teachers.items() if name != branch]
+        if not others:
+            raise CrosscoopError(
+                "model.objective: got one branch, expected two or more that teach each other. List them in "
+                "network.branches, or use the objective SelfTraining or Supervised."
+            )
+        return others
+
+    @abstractmethod
+    def lesson(self, own: Tensor, teacher: Tensor) -> Tensor:
+        """Return what a branch minimises to learn from a teacher, a scalar.
+
+        Args:
+            own: The branch's logits, `(N, num_classes, H, W)`.
+            teacher: The teacher's.
+        """
+
+
+class MutualLearning(Teaching):
     """Deep mutual learning (Zhang et al., CVPR 2018, https://arxiv.org/abs/1706.00384).
 
     Besides its own loss, each branch minimises the Kullback-Leibler divergence of the others' probabilities from its
@@ -19,43 +97,33 @@ class MutualLearning(Objective):
     Args:
         weight: Factor on the divergence.
         temperature: Divides the logits before the softmax; the divergence is multiplied by its square.
+        warmup_steps: Training steps over which the factor rises linearly from 0.
 
     Raises:
-        CrosscoopError: The weight is below 0, or the temperature is not above 0.
+        CrosscoopError: The weight or the warm-up is below 0, or the temperature is not above 0.
     """
 
-    teachers = True
+    lesson_name = "mutual"
 
-    def __init__(self, weight: float = 1.0, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.weight = _at_least_0("weight", weight)
+    def __init__(self, weight: float = 1.0, temperature: float = 1.0, warmup_steps: int = 0) -> None:
+        super().__init__(weight, warmup_steps)
         if not 0 < temperature < float("inf"):
             raise CrosscoopError(f"objective.temperature: got {temperature}, expected a number above 0.")
         self.temperature = temperature
 
-    def forward(
-        self, logits: Mapping[str, Tensor], mask: Tensor, teachers: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Return each branch's loss by its name, and what it learns from the others as `BRANCH_mutual`.
+    def lesson(self, own: Tensor, teacher: Tensor) -> Tensor:
+        """Return the divergence.
 
         Args:
-            logits: Each branch's, by its name, `(N, num_classes, H, W)`.
-            mask: `(N, H, W)` class indices, `VOID` (255) where there is no label.
-            teachers: The logits that the other branches learn from; by default `logits`, without gradients.
+            own: The branch's logits, `(N, num_classes, H, W)`.
+            teacher: The teacher's.
         """
-        losses = {branch: self.loss(own, mask) for branch, own in logits.items()}
-        for branch, own in logits.items():
-            student = (own.float() / self.temperature).log_softmax(1)
-            divergences = [
-                kl_div(student, (each.float() / self.temperature).log_softmax(1), reduction="none", log_target=True)
-                for each in others(branch, teachers or logits)
-            ]
-            divergence = torch.stack([each.sum(1).mean() for each in divergences]).mean()
-            losses[f"{branch}_mutual"] = self.weight * self.temperature**2 * divergence
-        return losses
+        student, target = ((each / self.temperature).log_softmax(1) for each in (own, teacher))
+        divergence = kl_div(student, target, reduction="none", log_target=True).sum(1).mean()
+        return self.temperature**2 * divergence
 
 
-class CrossPseudoSupervision(Objective):
+class CrossPseudoSupervision(Teaching):
     """Cross pseudo supervision (Chen et al., CVPR 2021, https://arxiv.org/abs/2106.01226), also of unlabelled images.
 
     Besides its own loss, each branch minimises the cross entropy with the classes that the others predict, averaged
@@ -64,51 +132,31 @@ class CrossPseudoSupervision(Objective):
     Args:
         weight: Factor on the cross entropy; the source has 1.5 on PASCAL VOC and 6 on Cityscapes.
         confidence: Probability from which a predicted class counts; 0 lets all count, as in the source.
+        warmup_steps: Training steps over which the factor rises linearly from 0.
 
     Raises:
-        CrosscoopError: The weight is below 0, or the confidence is not from 0 to 1.
+        CrosscoopError: The weight or the warm-up is below 0, or the confidence is not from 0 to 1.
     """
 
-    teachers = True
+    lesson_name = "pseudo"
 
-    def __init__(self, weight: float = 1.5, confidence: float = 0.0) -> None:
-        super().__init__()
-        self.weight = _at_least_0("weight", weight)
+    def __init__(self, weight: float = 1.5, confidence: float = 0.0, warmup_steps: int = 0) -> None:
+        super().__init__(weight, warmup_steps)
         if not 0 <= confidence <= 1:
             raise CrosscoopError(f"objective.confidence: got {confidence}, expected a probability from 0 to 1.")
         self.confidence = confidence
 
-    def forward(
-        self, logits: Mapping[str, Tensor], mask: Tensor, teachers: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Return each branch's loss by its name, and what it learns from the others as `BRANCH_pseudo`.
+    def lesson(self, own: Tensor, teacher: Tensor) -> Tensor:
+        """Return the mean over all pixels, of which unconfident ones count as 0.
 
         Args:
-            logits: Each branch's, by its name, `(N, num_classes, H, W)`.
-            mask: `(N, H, W)` class indices, `VOID` (255) where there is no label.
-            teachers: The logits that the other branches learn from; by default `logits`, without gradients.
+            own: The branch's logits, `(N, num_classes, H, W)`.
+            teacher: The teacher's.
         """
-        losses = {branch: self.loss(own, mask) for branch, own in logits.items()}
-        for branch, own in logits.items():
-            taught = [self._taught(own, each) for each in self.choose(branch, teachers or logits)]
-            losses[f"{branch}_pseudo"] = self.weight * torch.stack(taught).mean()
-        return losses
-
-    def choose(self, branch: str, logits: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the logits of the branches that teach a branch, without gradients.
-
-        Args:
-            branch: The name of the branch that learns.
-            logits: Each branch's, by its name.
-        """
-        return others(branch, logits)
-
-    def _taught(self, own: Tensor, teacher: Tensor) -> Tensor:
-        """Return the mean over all pixels, of which unconfident ones count as 0."""
         if not self.confidence:
-            return cross_entropy(own.float(), teacher.argmax(1))
-        confidence, labels = teacher.float().softmax(1).max(1)
-        return (cross_entropy(own.float(), labels, reduction="none") * (confidence >= self.confidence)).mean()
+            return cross_entropy(own, teacher.argmax(1))
+        confidence, labels = teacher.softmax(1).max(1)
+        return (cross_entropy(own, labels, reduction="none") * (confidence >= self.confidence)).mean()
 
 
 class SelfTraining(CrossPseudoSupervision):
@@ -120,44 +168,20 @@ class SelfTraining(CrossPseudoSupervision):
     Args:
         weight: Factor on the cross entropy.
         confidence: Probability from which a predicted class counts; 0 lets all count.
+        warmup_steps: Training steps over which the factor rises linearly from 0.
 
     Raises:
-        CrosscoopError: The weight is below 0, or the confidence is not from 0 to 1.
+        CrosscoopError: The weight or the warm-up is below 0, or the confidence is not from 0 to 1.
     """
 
-    def __init__(self, weight: float = 1.5, confidence: float = 0.0) -> None:
-        super().__init__(weight, confidence)
+    def __init__(self, weight: float = 1.5, confidence: float = 0.0, warmup_steps: int = 0) -> None:
+        super().__init__(weight, confidence, warmup_steps)
 
-    def choose(self, branch: str, logits: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the branch's own logits, without gradients.
+    def choose(self, branch: str, teachers: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the branch's own logits.
 
         Args:
-            branch: The name of the branch that learns.
-            logits: Each branch's, by its name.
+            branch: Its name.
+            teachers: Every branch's, by its name.
         """
-        return [logits[branch].detach()]
-
-
-def others(branch: str, logits: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the logits of all branches but one, without gradients.
-
-    Args:
-        branch: The name of that one.
-        logits: Each branch's, by its name.
-
-    Raises:
-        CrosscoopError: There is no other.
-    """
-    found = [each.detach() for name, each in logits.items() if name != branch]
-    if not found:
-        raise CrosscoopError(
-            "model.objective: got one branch, expected two or more that teach each other. List them in "
-            "network.branches, or use the objective SelfTraining or Supervised."
-        )
-    return found
-
-
-def _at_least_0(option: str, number: float) -> float:
-    if not 0 <= number < float("inf"):
-        raise CrosscoopError(f"objective.{option}: got {number}, expected 0 or more.")
-    return number
+        return [teachers[branch]]
