@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from ranks import in_ranks
+from processes import in_ranks
 from torch import Tensor
 from torch.nn import functional
 
