@@ -1,15 +1,40 @@
-"""Every comparison runs, at sizes so small that its figures say nothing, and its rows become a document."""
+"""Pages of measurements: they show what was measured, and every comparison of the benchmarks runs."""
 
 import importlib
 import json
+import re
+import runpy
 
 import pytest
-
-pytest.importorskip("segmentation_models_pytorch")
-pytest.importorskip("albumentations")
+from tiny import ROOT
 
 from benchmarks import document
 from benchmarks.measure import Setting, peak_memory, row
+
+# -- the CamVid study: docs/camvid-study/results.csv
+
+STUDY = runpy.run_path(str(ROOT / "docs/camvid-study/rebuild.py"))
+PAGES = [page.read_text("utf-8") for page in STUDY["PAGES"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in STUDY["PAGES"]])
+def test_tables_are_those_of_the_results(page):
+    assert STUDY["rebuild"](page) == page
+
+
+def test_every_table_is_shown():
+    assert sorted(re.findall(r"<!-- table: (.+?) -->", "".join(PAGES))) == sorted(STUDY["TABLES"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in STUDY["PAGES"]])
+def test_differences_in_the_text_are_those_of_the_tables(page):
+    rows = [row for test in (STUDY["FULL"], STUDY["HALF"]) for row in STUDY["claims"](test)[1:]]
+    measured = {f"{row[2].split(' ')[0]} ({row[3]})" for row in rows}
+    told = set(re.findall(r"[+-]\d+\.\d+ \([+-]\d+\.\d+ to [+-]\d+\.\d+\)", " ".join(page.split())))
+    assert told and told <= measured, told - measured
+
+
+# -- the benchmarks, at sizes so small that their figures say nothing
 
 SLOW = ("start", "processes")  # processes of their own, each of which imports everything
 
@@ -19,6 +44,7 @@ SLOW = ("start", "processes")  # processes of their own, each of which imports e
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in document.SECTIONS]
 )
 def test_comparison_runs_and_is_written(name, tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
     rows = importlib.import_module(f"benchmarks.{name}").run(Setting(quick=True))
     assert rows and all(min(entry["ours"]) > 0 and min(entry["theirs"]) > 0 for entry in rows)
     result = {"date": "today", "command": f"python -m benchmarks {name}", "machine": {"cpu": "some"}, "rows": rows}
@@ -46,5 +72,5 @@ def allocate(mebibytes):
 
 @pytest.mark.slow
 def test_peak_memory_is_of_a_process_of_its_own():
-    small, large = (peak_memory("tests.test_benchmarks:allocate", size) for size in (10, 300))
+    small, large = (peak_memory("tests.test_documents:allocate", size) for size in (10, 300))
     assert 250 < large["added"] - small["added"] < 350
