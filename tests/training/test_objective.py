@@ -91,7 +91,7 @@ def test_users_own_trains_resumes_and_is_tested(tmp_path, monkeypatch, name, cod
     assert_equal(whole["state_dict"], parts["state_dict"])
     assert {key for key in whole["state_dict"] if not key.startswith("network.")} == keys
     assert all(whole["state_dict"][key].any() for key in keys), "the objective's own parameters were not trained"
-    crosscoop("test", "--run", tmp_path / "whole", "--pictures.num_images 0")
+    crosscoop("test", "--run", tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["stage"] == "test"
 
 
@@ -121,7 +121,7 @@ def test_auxiliary_heads_are_trained_and_left_out_of_what_is_used(tmp_path, caps
 
     figures = []
     for other in ("", "--model.objective.auxiliary=[decoder1] --model.objective.auxiliary_channels 4"):
-        crosscoop("test", "--run", tmp_path / "whole", "--pictures.num_images 0", other)
+        crosscoop("test", "--run", tmp_path / "whole", other)
         figures.append(json.loads((tmp_path / "whole" / "confusion.json").read_text()))
     assert figures[0] == figures[1]
     names = package.load(tmp_path / "whole" / "last.ckpt").network.state_dict()
