@@ -10,10 +10,9 @@ from types import CodeType
 from typing import Any
 
 import pytest
-import ranks
 import tiny
 import torch
-from processes import Python
+from processes import Python, in_ranks
 
 from crosscoop import cli
 from crosscoop.network import CooperativeNetwork, create_network
@@ -21,7 +20,7 @@ from crosscoop.network import CooperativeNetwork, create_network
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: another number gives other roundings
 
-COMMANDS = (cli.main, tiny.crosscoop, Python, ranks.in_ranks, subprocess)
+COMMANDS = (cli.main, tiny.crosscoop, Python, in_ranks, subprocess)
 """What runs a command or starts a process. A test that reaches none of these is a unit test."""
 
 
@@ -43,8 +42,11 @@ def _runs_commands(function: Any, seen: dict[Any, bool]) -> bool:
         return False
     if function not in seen:
         seen[function] = False
-        names = set(_names(function.__code__)) & function.__globals__.keys()
-        seen[function] = any(_runs_commands(function.__globals__[name], seen) for name in names)
+        names = set(_names(function.__code__))
+        used = [function.__globals__[name] for name in names & function.__globals__.keys()]
+        modules = [vars(each) for each in used if inspect.ismodule(each)]
+        used += [module[name] for module in modules for name in names & module.keys()]
+        seen[function] = any(_runs_commands(each, seen) for each in used)
     return seen[function]
 
 

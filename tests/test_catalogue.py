@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import crosscoop as package
 from crosscoop.data.dataset import Array
+from crosscoop.export.read import read_network
 from crosscoop.network import Strategy, list_fusions, list_strategies
 from crosscoop.network.branch import Branch, Point, Walk
 from crosscoop.network.fusion import Fusion
@@ -20,11 +21,13 @@ from crosscoop.network.layers import resize
 from crosscoop.network.outputs import branch_names, main_output, output_names
 
 ONE, TWO, THREE = ("[test_resnet]", "[test_resnet, test_byobnet]", "[test_resnet, test_byobnet, test_resnet]")
-SUMMED = "[{backbone: [test_resnet, test_byobnet]}, test_resnet]"
+SUMMED = "[{backbone: [test_resnet, test_byobnet]}, test_byobnet, test_resnet]"
 DEPTH = "[{backbone: test_resnet, depth: 4}, test_byobnet]"
 OWN = "[test_resnet, {backbone: test_byobnet, class_path: test_catalogue.Plain, init_args: {channels: 8}}]"
-TO_ONNX = ("three branches, both",)
+TO_ONNX = ("summed backbones",)
 """Slow to write; tests/export/test_export.py writes those of one and two branches."""
+MEANS = {"test_resnet": [0.5, 0.5, 0.5], "test_byobnet": [0.485, 0.456, 0.406]}
+"""What timm subtracts from an image."""
 
 early_aspp = Strategy(["connection1", "aspp"], direction="bottom_to_top", detach=True)
 
@@ -70,7 +73,7 @@ NETWORKS: dict[str, tuple[int, str, str, str]] = {
     "three branches, both": (3, THREE, "cross_c1_c2", "rectify"),
     "three branches, top_to_bottom": (3, THREE, "one_way", "add"),
     "three branches, bottom_to_top": (3, THREE, "{points: [connection2, decoder], direction: bottom_to_top}", "concat"),
-    "summed backbones": (2, SUMMED, "cross", "add"),
+    "summed backbones": (3, SUMMED, "{points: [connection1, connection2]}", "gate"),
     "depth": (2, DEPTH, "cross", "add"),
     "own branch": (2, OWN, "{points: [connection1]}", "add"),
     "own strategy": (2, TWO, "test_catalogue.early_aspp", "add"),
@@ -128,6 +131,12 @@ def test_network_goes_through_every_command(name: str, tmp_path: Path) -> None:
     if name in TO_ONNX:
         crosscoop("export", run / "best.ckpt")
         exported.append(run / "best.onnx")
+    if name == "summed backbones":
+        means = [list(MEANS.values()), [MEANS["test_byobnet"]], [MEANS["test_resnet"]]]
+        for file in (run / "best.ckpt", *exported):
+            normalisation = read_network(file)[1].normalisation
+            assert [[each["mean"] for each in backbones] for backbones in normalisation.values()] == means
+        assert "test_resnet + test_byobnet" in (tmp_path / "hub/README.md").read_text()
     for file in exported:
         again = labels_of(file, image)
         assert list(again) == outputs

@@ -56,8 +56,6 @@ def run(ablation: Ablation, cell: Cell) -> None:
         Timeout: Another worker is running it, here or on another machine.
         SystemExit: The training or a test failed, or was stopped.
     """
-    from crosscoop.ablation.cost import measure
-
     cell.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(cell.folder / ".lock", timeout=1):  # longer than another worker's check, `_is_held`, takes
         given = cell.folder / "given.yaml"
@@ -67,6 +65,8 @@ def run(ablation: Ablation, cell: Cell) -> None:
             timed = (cell.config.get("trainer") or {}).get("max_time")  # Lightning then adds its own timer
             timer = [] if timed else [f"--trainer.callbacks+={json.dumps(TIMER)}"]
             _crosscoop("fit", "--config", given, "--run", cell.folder, "--resume", *timer)
+            from crosscoop.ablation.cost import measure  # with torch, whose memory a training may need
+
             write_json(cost, {**asdict(measure(cell)), "seconds": _seconds(cell.folder / "last.ckpt")})
         for name, folder in tests(ablation, cell).items():
             if not (folder / "metrics.json").is_file():

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from faulty import (
     write,
 )
 from PIL import Image
+from processes import in_ranks, ranks
 from tiny import crosscoop
 
 from crosscoop.data import Folder, SegmentationData
@@ -316,25 +314,16 @@ def test_evaluation_never_skips(tmp_path: Path, trained: Path, capsys: pytest.Ca
     assert str(image) in refusal(capsys, "test", "--ckpt_path", trained / "best.ckpt", skip)
 
 
+def skip_in_a_rank(rank: int, config: Path, run: Path) -> None:
+    crosscoop("fit", fit_options(config), ranks(2), "--data.skip_bad_samples true --data.num_workers 1 --run", run)
+
+
 @pytest.mark.slow
 def test_skipped_samples_of_all_ranks_are_listed(tmp_path: Path) -> None:
     config, run = write(tmp_path, train=8), tmp_path / "run"
     for index in range(3):
         break_sample(tmp_path, "train", index, "unknown class")
-    options = "--data.skip_bad_samples true --trainer.devices 2 --trainer.strategy ddp --data.num_workers 1"
-    command = [
-        sys.executable,
-        "-m",
-        "crosscoop",
-        "fit",
-        *fit_options(config).split(),
-        *options.split(),
-        "--run",
-        str(run),
-    ]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert ended.returncode == 0, ended.stderr
+    assert in_ranks(tmp_path, 2, skip_in_a_rank, config, run) == [0, 0]
     assert {row["sample"] for row in rows_of(run)} == {f"images/train/train{index}" for index in range(3)}
-    assert ended.stdout.count("bad training samples skipped") == 1
+    printed = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert [each.count("bad training samples skipped") for each in printed] == [1, 0]

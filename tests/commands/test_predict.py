@@ -450,7 +450,7 @@ def test_run_or_checkpoint_brings_the_split_along(own, predictor, given, split):
 
 @pytest.mark.parametrize("branch", [None, "bottom"])
 def test_labels_of_a_split_score_as_the_test(own, branch):
-    crosscoop("test", "--run", own, "--pictures.num_images 0 --model.alone true")
+    crosscoop("test", "--run", own, "--model.alone true")
     crosscoop("predict", "--run", own, *([f"--branch {branch}"] if branch else []))
     tested = json.loads((own / "metrics.json").read_text())["outputs"][f"{branch}_alone" if branch else "ensemble"]
     folder = own / "predictions/test/labels"

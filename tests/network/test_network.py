@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.network import DeepLabV3Plus, create_network
+from crosscoop.network import DeepLabV3Plus, create_network, precision
+from crosscoop.network.fold import fold_batch_norm
 from crosscoop.network.layers import BatchNorm2d, ConvNormAct, DepthwiseConv2d, resize
 from crosscoop.training.loss import CrossEntropy
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
@@ -325,6 +326,120 @@ def test_layer_is_convolution_norm_activation(kernel_size, dilation, separable):
     assert isinstance(layer[-2], nn.BatchNorm2d) and all(convolution.bias is None for convolution in [*layer][:-2])
     assert len(layer) == (4 if separable else 3)
     assert layer[0].groups == (4 if separable else 1)
+
+
+# -- batch norm folded into convolutions: the same outputs from fewer layers
+
+
+def count_batch_norms(network):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"separable": True, "fusion": "concat"},
+        {"branches": ["test_efficientnet", "resnet18"], "strategy": "none"},
+        {"branches": ["tf_efficientnet_lite0", "mobilenetv2_100"]},  # `same` padding as in TensorFlow
+    ],
+)
+def test_folded_network_gives_the_same_outputs(make_pair, options):
+    network = make_pair(**options)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    folded = fold_batch_norm(network.train())
+    assert network.training and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    network.eval()
+    assert count_batch_norms(network) > 40 and count_batch_norms(folded) == 0 and not folded.training
+    for size in [(2, 3, 64, 64), (1, 3, 33, 71)]:
+        image = torch.rand(size)
+        with torch.no_grad():
+            for expected, logits in zip(network(image), folded(image), strict=True):
+                assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+class Chain(nn.Module):
+    """A convolution and a batch norm, used in some way."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.conv, self.norm, self.use = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), use
+        nn.init.uniform_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.bias)
+
+    def forward(self, image):
+        return self.use(self, image)
+
+
+def skip(net, image):
+    feature = net.conv(image)
+    return net.norm(feature) + feature
+
+
+@pytest.mark.parametrize(
+    ("use", "left"),
+    [
+        (lambda net, image: net.norm(net.conv(image)), 0),
+        (lambda net, image: net.norm(net.conv(image).relu()), 1),
+        (lambda net, image: net.conv(net.norm(image)), 1),
+        (skip, 1),  # the convolution's output goes elsewhere, too
+        (lambda net, image: net.conv(net.norm(net.conv(image))), 1),  # the convolution runs twice
+        (lambda net, image: net.norm(net.norm(net.conv(image))), 1),  # the batch norm does
+        (lambda net, image: torch.cat([net.norm(feature := net.conv(image)), feature], 1), 1),
+    ],
+)
+def test_what_cannot_be_folded_stays(use, left):
+    network = Chain(use).eval()
+    folded, image = fold_batch_norm(network), torch.rand(1, 3, 8, 8)
+    assert count_batch_norms(folded) == left
+    assert torch.allclose(folded(image), network(image), atol=1e-5)
+
+
+# -- bfloat16 where a processor has instructions for it, and a note where a training would emulate it
+
+CPU = torch.device("cpu")
+
+
+def capabilities(monkeypatch, *names):
+    """Make this CPU one with certain instructions for bfloat16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True), raising=False)
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in names, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "native"),
+    [
+        ((), False),
+        (("avx2", "avx512_f"), False),
+        (("avx512_bf16",), True),
+        (("amx_tile",), True),
+        (("arm_bf16",), True),
+    ],
+)
+def test_native_bfloat16(monkeypatch, names, native):
+    capabilities(monkeypatch, *names)
+    assert precision.native_bfloat16(CPU) is native and not precision.native_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "told"),
+    [
+        *((["avx2"], "bf16-mixed", True), (["avx2"], "bf16-true", True)),
+        *((["avx2"], "32-true", False), (["avx512_bf16"], "bf16-mixed", False)),
+    ],
+)
+def test_training_in_emulated_bfloat16_is_noted(monkeypatch, capsys, names, wanted, told):
+    capabilities(monkeypatch, *names)
+    monkeypatch.setattr(precision, "seconds_of_convolution", lambda dtype: 3.0 if dtype is torch.bfloat16 else 0.25)
+    precision.note.cache_clear()
+    precision.note_emulated_bfloat16(wanted, CPU)
+    said = capsys.readouterr().err
+    assert (f"trainer.precision is {wanted}" in said and "12.0 times as long" in said) is told and bool(said) is told
+
+
+def test_a_convolution_takes_time():
+    assert 0 < precision.seconds_of_convolution(torch.float32) < 60
 
 
 # -- cost

@@ -1,6 +1,6 @@
-"""Several processes compute what one computes: evaluation, training, batch norm and augmentation.
+"""Several processes compute what one computes: evaluation, training, batch norm and augmentation. If one dies, all end.
 
-Run as a script with a folder, it does the work of the two processes and leaves what the tests look at.
+Run as a script with a run's folder, a rank, and what happens to it, it trains as one of two ranks.
 """
 
 import hashlib
@@ -9,18 +9,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import Python
-from ranks import in_ranks, ranks, written_below
+from processes import Python, in_ranks, ranks, written_below
+from test_interruption import assert_same
 from tiny import Recorder, assert_equal, crosscoop, fit, load
 from torch.nn.parallel import DistributedDataParallel
 
 from crosscoop.data import SegmentationData, Streets
 from crosscoop.network import create_network
+from crosscoop.training.callbacks import ranks as callback
 from crosscoop.training.loss import CrossEntropy
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.training.task import CooperativeSegmentation
@@ -53,13 +55,12 @@ def step(network, first, last):
     }
 
 
-def be_a_process(folder):
-    """What each of the two processes does; the first one's training starts the second one."""
-    torch.set_num_threads(1)
+def train_and_evaluate(rank, folder):
+    """What each of the two processes does; it leaves what the tests look at."""
     written = written_below(folder)
     fit(folder / "run", TWO, "--trainer.sync_batchnorm true --data.dataset.num_train 8 --trainer.max_epochs 2",
         "--trainer.callbacks+=tiny.Recorder")  # fmt: skip
-    rank, recorder = torch.distributed.get_rank(), Recorder.latest
+    recorder = Recorder.latest
     for number in (3, 5):
         evaluate(folder, number, "two", TWO)
     network = make_network()
@@ -75,18 +76,7 @@ def folder(tmp_path_factory):
     """What the two processes left, and `trained`, a run of one process."""
     folder = tmp_path_factory.mktemp("distributed")
     fit(folder / "trained")
-    process = Python(
-        [sys.executable, __file__, str(folder)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, errors = process.communicate(timeout=600)
-    finally:
-        if process.poll() is None:  # it hangs: end the second process too
-            os.killpg(process.pid, signal.SIGKILL)
-    (folder / "output.txt").write_text(output)
-    (folder / "errors.txt").write_text(errors)
-    assert process.returncode == 0, errors
+    assert in_ranks(folder, 2, train_and_evaluate, folder) == [0, 0]
     return folder
 
 
@@ -110,8 +100,8 @@ def evaluate_as_three(rank, folder):
     evaluate(folder, 5, "three", ranks(3))
 
 
-def test_three_ranks_count_what_one_counts(folder):
-    assert in_ranks(folder, 3, evaluate_as_three, folder) == [0, 0, 0]
+def test_three_ranks_count_what_one_counts(folder, tmp_path):
+    assert in_ranks(tmp_path, 3, evaluate_as_three, folder) == [0, 0, 0]
     evaluate(folder, 5, "one", "")
     for file in ("metrics.json", "confusion.json", "branches.json", "images.csv"):
         assert (folder / "three5" / file).read_text() == (folder / "one5" / file).read_text()
@@ -200,8 +190,9 @@ def test_only_the_first_rank_writes_and_prints(folder):
     first, second = (json.loads((folder / f"rank{rank}.json").read_text())["written"] for rank in (0, 1))
     assert second == []
     assert {"config.yaml", "history.csv"} <= {Path(path).name for path in first}
-    assert (folder / "output.txt").read_text().count("Metrics: ") == 2
-    assert "sync_dist" not in (folder / "errors.txt").read_text()  # Lightning's advice to sum what is summed
+    printed = [(folder / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert [each.count("Metrics: ") for each in printed] == [2, 0]
+    assert "sync_dist" not in printed[0]  # Lightning's advice to sum what is summed
 
 
 def test_batch_norm_over_two_processes_is_that_of_the_joined_batch(folder):
@@ -250,5 +241,97 @@ def test_gradients_are_those_of_the_joined_batch_however_much_is_void(tmp_path, 
         torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-12)
 
 
+# -- ranks that die or are asked to end
+
+EVENTS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "raises": lambda: exec("raise RuntimeError('broken')"),
+    "hangs": lambda: time.sleep(1000),
+    "orphaned": lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(1000)),
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGINT": lambda: os.killpg(os.getpgid(0), signal.SIGINT),
+    "nothing": lambda: None,
+}
+
+
+def train(own_rank, run, rank, event, *options):
+    """Train with two ranks; in the sixth step, within the second epoch, something happens to one of them."""
+    step, calls = CooperativeSegmentation.training_step, []
+
+    def disturbed(self, batch, batch_idx):
+        calls.append(1)
+        if len(calls) == 6 and self.trainer.global_rank == rank:
+            EVENTS[event]()
+        return step(self, batch, batch_idx)
+
+    CooperativeSegmentation.training_step = disturbed
+    written = written_below(run)
+    try:
+        fit(run, ranks(2), "--data.dataset.num_train 16 --trainer.max_epochs 3", *options)
+    finally:
+        if own_rank > 0:
+            print("written by another rank:", written)
+
+
+def launched(run, rank, event, *options):
+    """The same, the second rank started by Lightning; returns exit code, stderr, and whether a process is left."""
+    process = Python([sys.executable, __file__, run, rank, event, *options], stdout=subprocess.DEVNULL,
+                     stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    try:
+        errors = process.read(timeout=240)  # all processes hold the other end of stderr
+    except subprocess.TimeoutExpired:
+        errors = None
+    finally:
+        if any_process(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, errors
+
+
+def any_process(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("rank", "event", "options", "reason"), [
+    (1, "killed", "--data.num_workers 1", "code -9"),
+    (1, "orphaned", "--data.num_workers 1", "rank 1: the first rank has exited"),
+    pytest.param(0, "killed", "", "RuntimeError", marks=slow),  # the lost connection
+    pytest.param(1, "raises", "", "broken", marks=slow),
+    pytest.param(0, "raises", "", "broken", marks=slow),
+    pytest.param(1, "hangs", "--trainer.strategy DDPStrategy --trainer.strategy.timeout 00:00:20", "Timed out",
+                 marks=slow),
+])  # fmt: skip
+def test_dead_rank_ends_the_others(tmp_path, rank, event, options, reason):
+    code, errors = launched(tmp_path / "run", rank, event, *options.split())
+    assert errors is not None, "processes are left"
+    assert code != 0 and reason in errors, errors
+    assert load(tmp_path / "run" / "last.ckpt")["global_step"] == 4
+
+
+@pytest.mark.parametrize("event", ["SIGTERM", pytest.param("SIGINT", marks=slow)])
+def test_ranks_that_are_asked_to_end_go_on_bit_for_bit(tmp_path, event):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    if event == "SIGTERM":
+        assert in_ranks(tmp_path, 2, train, whole, 0, "nothing") == [0, 0]
+        assert in_ranks(tmp_path, 2, train, parts, 0, event) == [128 + signal.SIGTERM, 0]
+        said = "".join((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
+        assert "written by another rank: []" in said
+    else:
+        assert launched(whole, 0, "nothing")[0] == 0
+        code, said = launched(parts, 0, event)
+        assert code == 128 + signal.SIGINT
+    assert said.count(f"crosscoop fit --run {parts} --resume") == 1 and "Traceback" not in said
+    assert load(parts / "last.ckpt")["global_step"] == 6
+    assert in_ranks(tmp_path, 2, train, parts, 0, "nothing", "--resume") == [0, 0]
+    assert_same(whole, parts)
+
+
 if __name__ == "__main__":
-    be_a_process(Path(sys.argv[1]))
+    callback.PATIENCE = 3.0
+    train(int(os.environ.get("LOCAL_RANK", 0)), Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -37,16 +37,8 @@ class Noisy(Fusion):
 def in_a_process(folder, options, prelude=""):
     """A training in a process of its own; `prelude` is code that it runs first."""
     code = f"import tiny, pathlib, test_interruption\n{prelude}\ntiny.fit(pathlib.Path({str(folder)!r}), {options!r})"
-    return Python(
-        [sys.executable, "-c", code], start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return Python([sys.executable, "-c", code], start_new_session=True, **pipes)
 
 
 def read_history(folder):
@@ -118,15 +110,23 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, hook, times
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(tmp_path, kills):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = f"{OPTIONS} {EMA} --data.num_workers 1 --trainer.max_epochs {2 + kills // 2} --last.every_n_steps 1"
+    options = f"{OPTIONS} --data.num_workers 1 --trainer.max_epochs {1 + kills} --last.every_n_steps 1"
+    options += f" --trainer.callbacks null {EMA}"  # not twice in a resumed run
     fit(whole, options)
+    prelude = """
+from crosscoop.training.task import CooperativeSegmentation as Task
+step = Task.training_step
+Task.training_step = lambda *arguments: print("step", flush=True) or step(*arguments)
+"""
     moments = random.Random(kills)
     for _ in range(kills):
-        process = in_a_process(parts, f"{options} --resume", "print('begun', flush=True)")
-        process.stdout.readline()
-        time.sleep(moments.uniform(0.5, 6))
+        process = in_a_process(parts, f"{options} --resume", prelude)
+        lines = iter(process.pipe.readline, b"")
+        assert all(b"step\n" in lines for _ in range(moments.randint(1, 6))), "the run has ended"
+        time.sleep(moments.uniform(0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.read()
+        assert process.returncode == -signal.SIGKILL
     crosscoop("fit", "--run", parts, "--resume")
     assert_same(whole, parts)
 
@@ -148,7 +148,7 @@ torch.save = save
 """
     )
     process = in_a_process(parts, f"{OPTIONS} {EMA}", prelude)
-    process.communicate()
+    process.read()
     assert process.returncode == -signal.SIGKILL
     assert len(list(parts.glob(".*.ckpt"))) == 1
     crosscoop("fit", "--run", parts, "--resume")
@@ -179,7 +179,7 @@ def signalled(*arguments):
 Task.{where} = signalled
 """
     process = in_a_process(parts, f"{OPTIONS} {options} {EMA}", prelude)
-    output = process.communicate()[0]
+    output = process.read()
     assert process.returncode == 128 + number, output
     assert f"crosscoop fit --run '{parts}' --resume" in output and "Traceback" not in output
     step = {"training_step": 3, "validation_step": 6}[where] // (2 if "accumulate" in options else 1)
@@ -196,7 +196,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ig
 Streets.prepare = lambda self: os.kill(os.getpid(), signal.SIGINT)
 """
     process = in_a_process(tmp_path, OPTIONS, prelude)
-    output = process.communicate()[0]
+    output = process.read()
     assert process.returncode == 130 and "Traceback" not in output, output
 
 
@@ -329,7 +329,7 @@ def fill(*arguments):
 Task.validation_step = fill
 """
     process = in_a_process(small_disk / "run", OPTIONS, prelude)
-    output = process.communicate()[0]
+    output = process.read()
     assert process.returncode == 2 and "Traceback" not in output, output
     assert "No space left on device" in output and "--resume" in output
     assert ("history.csv" if left == "0" else ".ckpt could not be written") in output

@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
+from processes import Python
 from pytorch_lightning.callbacks import BackboneFinetuning, ModelCheckpoint, Timer
 from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -190,8 +191,7 @@ try:
 except Exception:
     print("needed")
 """
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert output.stdout == "needed\n", output.stderr
+    assert Python([sys.executable, "-c", code], stdout=subprocess.PIPE).read() == "needed\n"
 
 
 def test_defaults_of_classes_are_given():
@@ -243,7 +243,7 @@ assert logger.experiment.offline and fixes.wandb_has_begun(logger)
 fixes.leave_wandb()  # for this process, for good
 """
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"} | {"WANDB_SILENT": "true"}
-    subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, check=True)
+    assert Python([sys.executable, "-c", code, tmp_path], env=environment).wait() == 0
 
 
 # -- nowhere else

@@ -10,6 +10,7 @@ import yaml
 from test_training import RECORD, TINY, learning_rates, read_history, refusal
 from tiny import DATA, NETWORK, QUIET, PowerCut, Recorder, assert_equal, crosscoop, fit, load
 
+from crosscoop import cli
 from crosscoop.checkpoints.read import find_checkpoint
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import expanded
@@ -256,24 +257,27 @@ def home(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("root", ["~", "$PLACE", "${PLACE}"])
 @pytest.mark.parametrize("way", ["option", "equals", "yaml"])
-def test_home_and_variables_mean_the_same_everywhere(home, capsys, root, way):
-    run, options = f"{root}/runs/a", [*NETWORK, *DATA, *QUIET, "--trainer.max_epochs", "1"]
-    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": f"{root}/logs"}}
-    Path("given.yaml").write_text(yaml.safe_dump({"run": run, "trainer": {"logger": logger}}))
-    named = {"option": ["--run", run], "equals": [f"--run={run}"], "yaml": ["--config=given.yaml"]}[way]
-    from crosscoop.cli import main
+def test_home_and_variables_mean_the_same_everywhere(home, capsys, way):
+    def main(command, root, *others):
+        run = f"{root}/runs/a"
+        logger = {"class_path": "CSVLogger", "init_args": {"save_dir": f"{root}/logs"}}
+        Path("given.yaml").write_text(yaml.safe_dump({"run": run, "trainer": {"logger": logger}}))
+        named = {"option": ["--run", run], "equals": [f"--run={run}"], "yaml": ["--config=given.yaml"]}[way]
+        cli.main([command, *named, *others])
 
-    main(["fit", *options, *named])
+    options = [*NETWORK, *DATA, *QUIET, "--trainer.max_epochs", "1"]
+    main("fit", "~", *options)
     before = (home / "runs/a/last.ckpt").read_bytes()
-    with pytest.raises(SystemExit):
-        main(["fit", *options, *named, "--seed_everything", "7"])
-    assert "already contains a run" in capsys.readouterr().err
+    for root in ("~", "$PLACE", "${PLACE}"):
+        with pytest.raises(SystemExit):
+            main("fit", root, *options, "--seed_everything", "7")
+        assert "already contains a run" in capsys.readouterr().err
     assert (home / "runs/a/last.ckpt").read_bytes() == before
-    main(["fit", *options, *named, "--resume", "--trainer.max_epochs", "2"])
+    main("fit", "$PLACE", *options, "--resume", "--trainer.max_epochs", "2")
     assert load(home / "runs/a/last.ckpt")["epoch"] == 1
-    main(["test", f"--run={run}", "--trainer.accelerator=cpu"])
+    for root in ("~", "${PLACE}"):
+        cli.main(["test", f"--run={root}/runs/a", "--trainer.accelerator=cpu", "--pictures.num_images=0"])
     assert [path.name for path in Path().iterdir()] == ["given.yaml"]
     assert (home / "logs").exists() == (way == "yaml")
 

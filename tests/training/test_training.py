@@ -20,10 +20,11 @@ import crosscoop as package
 from crosscoop.data import SegmentationData
 from crosscoop.data.augment import Augmentation
 from crosscoop.network import CooperativeNetwork, Strategy, create_network
+from crosscoop.network.cost import cost_by_part, count_macs
+from crosscoop.network.fusion import Add
 from crosscoop.training.task import CooperativeSegmentation
 
 RECORD = "--trainer.callbacks+=tiny.Recorder"
-NO_PICTURES = "--pictures.num_images 0"
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,8 @@ def test_configuration_of_a_run_serves_another_one(trained, tmp_path):
 @pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test")])
 def test_run_or_checkpoint_is_all_that_is_needed(trained, tmp_path, command, split, given):
     shutil.copy(trained / "best.ckpt", tmp_path / "best.ckpt")
-    crosscoop(command, *(("--run", tmp_path) if given == "run" else ("--ckpt_path", tmp_path / "best.ckpt")))
+    brought = ("--run", tmp_path) if given == "run" else ("--ckpt_path", tmp_path / "best.ckpt")
+    crosscoop(command, *brought, "--pictures.num_images 2")
     metrics = read_metrics(tmp_path)
     assert (metrics["stage"], metrics["protocol"]["split"]) == (command, split)
     assert metrics["outputs"].keys() == {"top", "bottom", "ensemble"}
@@ -140,7 +142,7 @@ def test_run_or_checkpoint_is_all_that_is_needed(trained, tmp_path, command, spl
 
 def test_figures_are_those_of_the_predictions_counted_by_hand(run):
     expected = counts_by_hand(run / "best.ckpt")
-    crosscoop("test", "--run", run, NO_PICTURES)
+    crosscoop("test", "--run", run)
     metrics, counts = read_metrics(run), read_counts(run)
     for name, figures in metrics["outputs"].items():
         np.testing.assert_array_equal(counts[name], expected[name])
@@ -151,7 +153,7 @@ def test_figures_are_those_of_the_predictions_counted_by_hand(run):
 
 
 def test_options_beat_what_the_checkpoint_remembers(run):
-    crosscoop("test", "--run", run, NO_PICTURES)
+    crosscoop("test", "--run", run)
     whole, region = read_counts(run), [sample.mask()[8:24, 24:40] for sample in STREETS.samples("test")]
     assert "boundary_miou" not in read_metrics(run)
     crosscoop("test", "--run", run, "--data.center_crop 16 --model.metrics+=BoundaryIoU --network.fusion average")
@@ -161,12 +163,12 @@ def test_options_beat_what_the_checkpoint_remembers(run):
     assert "boundary_miou" in metrics
     used = yaml.safe_load((run / "test.yaml").read_text())
     assert (used["data"]["center_crop"], used["network"]["fusion"]) == (16, "average")
-    crosscoop("test", "--run", run, "--data.center_crop=16", NO_PICTURES)
+    crosscoop("test", "--run", run, "--data.center_crop=16")
     assert any((read_counts(run)[name] != counts[name]).any() for name in counts)  # it was another network
 
 
 def test_protocol_counts_the_images_that_were_evaluated(run):
-    crosscoop("test", "--run", run, "--trainer.limit_test_batches 2", NO_PICTURES)
+    crosscoop("test", "--run", run, "--trainer.limit_test_batches 2")
     assert read_metrics(run)["num_images"] == read_metrics(run)["protocol"]["num_images"] == 2
 
 
@@ -338,9 +340,7 @@ def test_any_optimiser_and_schedule_by_class_path(tmp_path):
     rates, optimizer = learning_rates(tmp_path, options), Recorder.latest.optimizer
     np.testing.assert_allclose(rates[:, 1], 0.001 * (1 + np.cos(np.pi * np.arange(12) / 12)), rtol=1e-6)
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["weight_decay"] == 0.5
-    crosscoop(
-        "test", "--ckpt_path", tmp_path / "last.ckpt", NO_PICTURES
-    )  # they stand in the checkpoint's configuration
+    crosscoop("test", "--ckpt_path", tmp_path / "last.ckpt")  # they stand in the checkpoint's configuration
 
 
 def test_backbones_and_heads_share_out_the_parameters(trained):
@@ -384,7 +384,7 @@ def test_averaged_weights_are_those_evaluated(tmp_path):
     averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
     parameters = [key for key in averaged if key.endswith("weight")]
     assert [key for key in parameters if torch.equal(averaged[key], raw[key])] == []
-    crosscoop("test", "--run", tmp_path, NO_PICTURES)
+    crosscoop("test", "--run", tmp_path)
     counts, expected = read_counts(tmp_path), counts_by_hand(tmp_path / "best.ckpt")
     for name, matrix in expected.items():
         np.testing.assert_array_equal(counts[name], matrix)
@@ -475,3 +475,75 @@ def test_training_says_nothing_that_nobody_can_use(tmp_path, caplog, monkeypatch
         fit(tmp_path / "run")
     assert "max_epochs=1" in caplog.text and "weights_only" not in caplog.text
     assert not [str(warning.message) for warning in recwarn if "is not empty" in str(warning.message)]
+
+
+# -- what `fit` prints before it trains: the network's costs, and nothing that nobody can use
+
+
+class Peeking(Add):
+    """An operator that looks at the values of a map, which the device `meta` does not have."""
+
+    def forward(self, own, received):
+        return own if bool((received > 1e9).all()) else super().forward(own, received)
+
+
+def macs_by_hand(module, image):
+    """Multiply-adds of the convolutions, by the sizes of their outputs."""
+    found = []
+
+    def hook(layer, inputs, output):
+        found.append(layer.weight[0].numel() * output.numel())
+
+    handles = [each.register_forward_hook(hook) for each in module.modules() if isinstance(each, nn.Conv2d)]
+    with torch.no_grad():
+        module(image)
+    for handle in handles:
+        handle.remove()
+    return sum(found)
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), [("none", "add"), ("cross_c1_c2", "concat")])
+def test_costs_of_the_parts_are_those_of_the_convolutions(make_pair, strategy, fusion):
+    pair, image = make_pair(strategy, fusion), torch.rand(1, 3, 33, 49)
+    before = {key: value.clone() for key, value in pair.train().state_dict().items()}
+    costs = cost_by_part(pair, 33, 49)
+    assert list(costs) == ["top: backbone", "top: head", "bottom: backbone", "bottom: head", "exchange", "total"]
+    assert_equal(pair.state_dict(), before)
+    assert pair.training and all(parameter.device.type == "cpu" for parameter in pair.parameters())
+    pair.eval()
+    for name, branch in zip(("top", "bottom"), pair.branches, strict=True):
+        backbone, head = costs[f"{name}: backbone"], costs[f"{name}: head"]
+        assert backbone.macs == macs_by_hand(branch.backbone, image) > 0
+        assert backbone.macs + head.macs == macs_by_hand(branch, image) == count_macs(branch, image)
+        assert backbone.parameters == sum(p.numel() for p in branch.backbone.parameters())
+    assert costs["total"].macs == macs_by_hand(pair, image)
+    *parts, total = costs.values()
+    assert total.parameters == sum(part.parameters for part in parts) == sum(p.numel() for p in pair.parameters())
+    assert total.macs == sum(part.macs for part in parts)
+    assert (costs["exchange"].macs > 0) == (strategy != "none")
+
+
+def test_a_network_that_looks_at_values_has_its_parameters_counted():
+    costs = cost_by_part(create_network(["test_resnet", "test_byobnet"], 3, fusion=Peeking, channels=16), 32, 32)
+    assert {cost.macs for cost in costs.values()} == {None} and costs["total"].parameters > 0
+
+
+def test_fit_prints_the_costs_and_no_advertisement(tmp_path, capfd, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("pytorch_lightning"), "propagate", True)  # to caplog
+    with caplog.at_level(logging.INFO, "pytorch_lightning"):
+        fit(tmp_path / "single", "--network.branches=[test_resnet] --network.strategy none",
+                 "--trainer.enable_model_summary true")  # fmt: skip
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "multiply-adds at 32 x 32" in said and "network: backbone" in said and "exchange" not in said
+    assert [word for word in ("Tip", "litlogger", "FLOPs", "TPU", "GPU available: False") if word in said] == []
+    assert "max_epochs=1" in said
+    fit(tmp_path / "quiet")
+    assert "multiply-adds" not in "".join(capfd.readouterr())
+    config = (tmp_path / "single/config.yaml").read_text()
+    assert "enable_model_summary: true" in config
+
+
+def test_fit_trains_what_it_cannot_count(tmp_path, capfd):
+    fit(tmp_path, "--network.fusion test_training.Peeking --trainer.enable_model_summary true")
+    said = capfd.readouterr().out
+    assert "not counted" in said and "multiply-adds at" not in said and (tmp_path / "best.ckpt").is_file()
