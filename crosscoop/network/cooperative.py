@@ -176,13 +176,21 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def by_name(network: nn.Module, upsample: bool = True) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Return what computes logits by output name: a cooperative network's `outputs`, or an exported network itself.
+    """Return what computes logits by output name: a cooperative network's `outputs`, or a wrapper of another network.
 
     Args:
-        network: The network.
-        upsample: See `CooperativeNetwork.forward`; an exported network is as it was exported.
+        network: The network; any other than a `CooperativeNetwork` gives logits by output name, as exported networks
+            do, or a list with those of each branch, whose sum is the ensemble.
+        upsample: See `CooperativeNetwork.forward`; other networks are taken as they are.
     """
-    return partial(network.outputs, upsample=upsample) if isinstance(network, CooperativeNetwork) else network
+    if isinstance(network, CooperativeNetwork):
+        return partial(network.outputs, upsample=upsample)
+
+    def outputs(image: Tensor) -> dict[str, Tensor]:
+        logits = network(image)
+        return dict(logits) if isinstance(logits, Mapping) else outputs_of(logits, Ensemble(len(logits), 0))
+
+    return outputs
 
 
 def connected(branches: Sequence[Branch], strategy: Strategy) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from crosscoop.data.augment import resized
 from crosscoop.data.dataset import Array, Color
 from crosscoop.data.images import read_image, to_rgb
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.cascade import CountedCascade
 from crosscoop.evaluation.inference import Inference, Outputs
 from crosscoop.evaluation.labels import upsampled_labels
 from crosscoop.export.read import read_network
@@ -27,6 +26,9 @@ from crosscoop.network.layers import resize
 from crosscoop.network.outputs import CASCADE, branches_of, main_output
 from crosscoop.network.precision import native_bfloat16
 from crosscoop.prediction.pictures import colored, highlight, legend, overlay, side_by_side
+
+if TYPE_CHECKING:
+    from crosscoop.evaluation.cascade import CountedCascade
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Predictor:
     """A network that predicts images of any size; labels and probabilities have the size of the image.
 
     Args:
-        network: A `CooperativeNetwork`, or an exported one, which maps `(N, 3, H, W)` RGB in [0, 1] to logits by output
-            name.
+        network: A `CooperativeNetwork`, or any module that maps `(N, 3, H, W)` RGB in [0, 1] to logits by output name,
+            as an exported network does, or to a list with the logits of each branch.
         class_names: One name per class.
         palette: One RGB colour per class.
         inference: The inference protocol; by default the whole image at once.
@@ -124,8 +126,7 @@ class Predictor:
         self.bfloat16 = fast and native_bfloat16(self.device)
         self.class_names, self.palette = class_names, palette
         self.inference, self.resize, self.fast = inference or Inference(), resize, fast
-        cascades = isinstance(network, CooperativeNetwork) and network.cascade
-        self.cascade = CountedCascade(network) if cascades else None  # type: ignore[arg-type]
+        self.cascade = cascade_of(network)
 
     def __call__(self, image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Prediction:
         """Predict one image.
@@ -195,6 +196,15 @@ def load(
     network, about = read_network(checkpoint, branch)
     size = None if own_size else about.resize
     return Predictor(network, about.class_names, about.palette, inference, device, size, fast)
+
+
+def cascade_of(network: nn.Module) -> "CountedCascade | None":
+    """Return a network's cascade, if it has one."""
+    if not isinstance(network, CooperativeNetwork) or network.cascade is None:
+        return None
+    from crosscoop.evaluation.cascade import CountedCascade  # slow to import
+
+    return CountedCascade(network)
 
 
 def to_array(image: str | Path | Image.Image | NDArray[Any] | Tensor) -> Array:

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from tiny import STREETS
 
-from crosscoop.data import SegmentationData, SegmentationDataset
+from crosscoop.data import Folder, SegmentationData, SegmentationDataset
 from crosscoop.data.augment import Augmentation, center_cropped, resized
+from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID
 from crosscoop.data.pipeline import EvaluationSet, TrainingSet
 from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
@@ -396,12 +398,6 @@ def test_more_ranks_than_images_are_refused():
     data.trainer = type("Trainer", (), {"world_size": 2, "global_rank": 1})()
     with pytest.raises(CrosscoopError, match=r"1 images for 2 processes.*trainer\.devices"):
         data.val_dataloader()
-
-
-from copy import deepcopy
-
-from crosscoop.data import Folder
-from crosscoop.data.datamodule import open_data
 
 
 def test_opening_the_data_leaves_the_configuration_as_it_was(tmp_path):

@@ -2,31 +2,25 @@
 
 import json
 import os
-
-import numpy as np
-import pytest
-import torch
-import yaml
-from PIL import Image
-from tiny import NETWORK, QUIET, crosscoop
-
-from crosscoop.commands.prepare_data import prepare_data
-from crosscoop.data import Folder, SegmentationData, Streets
-from crosscoop.data.prepared import PreparedSample
-
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
+import yaml
 from PIL import Image
 from scipy.io import savemat
+from tiny import NETWORK, QUIET, crosscoop
 
 from crosscoop.commands import prepare_trainaug as trainaug
+from crosscoop.commands.prepare_data import prepare_data
 from crosscoop.commands.prepare_trainaug import prepare_trainaug
+from crosscoop.data import Folder, SegmentationData, Streets
 from crosscoop.data.dataset import colormap
 from crosscoop.data.datasets.voc import PascalVOC
 from crosscoop.data.images import read_mask, write_mask
+from crosscoop.data.prepared import PreparedSample
 from crosscoop.data.samples import read_list
 from crosscoop.errors import CrosscoopError
 
