@@ -11,8 +11,8 @@ from benchmarks.measure import Row
 SECTIONS = {
     "metric": (
         "Mean IoU from coarse logits",
-        "The default processing of an image's logits in `validate` and `test`: labels by `crosscoop.evaluation.labels."
-        "upsampled_labels`, counts by `crosscoop.evaluation.metrics.ConfusionMatrix`.",
+        "The default processing of an image's logits in `validate` and `test`: labels by "
+        "`crosscoop.evaluation.inference.upsampled_labels`, counts by `crosscoop.evaluation.metrics.ConfusionMatrix`.",
     ),
     "evaluation": (
         "Whole evaluation",

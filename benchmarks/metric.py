@@ -7,7 +7,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.segmentation import MeanIoU
 
 from benchmarks.measure import Row, Setting, compare
-from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.inference import upsampled_labels
 from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
 
 CLASSES = 19

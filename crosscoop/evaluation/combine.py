@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscoop.data.dataset import VOID
 from crosscoop.data.pipeline import EvaluationSet
-from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.inference import upsampled_labels
 from crosscoop.evaluation.metrics import Scores, count_pairs
 from crosscoop.network.cooperative import CooperativeNetwork, confidence
 from crosscoop.network.ensemble import Ensemble

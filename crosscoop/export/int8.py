@@ -19,7 +19,7 @@ from crosscoop.data.pipeline import EvaluationSet, Item
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.evaluator import Evaluator
-from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.inference import upsampled_labels
 from crosscoop.evaluation.records import percent
 from crosscoop.export.onnx import OnnxNetwork
 

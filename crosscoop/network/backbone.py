@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
+from crosscoop.network.layers import resize
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of which a network may require height and width to be multiples; more would mean computing mostly padding."""
@@ -249,3 +250,49 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
 def _flat(key: str) -> str:
     """Return a key's name that timm's plain and feature networks share (`layers.0.weight`, `layers_0.weight`)."""
     return key.replace(".", "_")
+
+
+class SummedBackbones(nn.Module):
+    """Backbones whose features are summed, used as one backbone.
+
+    The sums have as many channels as the widest backbone; 1x1 convolutions project features with fewer channels.
+
+    Args:
+        backbones: The backbones, with the same output stride.
+
+    Attributes:
+        low_channels: Channels of `low`.
+        high_channels: Channels of `high`.
+        stride: Stride of `high`.
+        normalisation: Mean and standard deviation of each backbone, in order.
+    """
+
+    def __init__(self, backbones: Sequence[Backbone]) -> None:
+        super().__init__()
+        self.low_channels = max(backbone.low_channels for backbone in backbones)
+        self.high_channels = max(backbone.high_channels for backbone in backbones)
+        self.stride = backbones[0].stride
+        self.normalisation = [each for backbone in backbones for each in backbone.normalisation]
+        self.backbones = nn.ModuleList(backbones)
+        self.lows = nn.ModuleList(_projection(backbone.low_channels, self.low_channels) for backbone in backbones)
+        self.highs = nn.ModuleList(_projection(backbone.high_channels, self.high_channels) for backbone in backbones)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Extract features of `(N, 3, H, W)` RGB in [0, 1].
+
+        Returns:
+            `low` of `(N, low_channels, H/4, W/4)` and `high` of `(N, high_channels, H/stride, W/stride)`, in the
+            sizes of the first backbone's features.
+        """
+        lows, highs = zip(*[backbone(image) for backbone in self.backbones], strict=True)
+        return _sum(self.lows, lows), _sum(self.highs, highs)
+
+
+def _projection(channels: int, wanted: int) -> nn.Module:
+    return nn.Identity() if channels == wanted else nn.Conv2d(channels, wanted, 1, bias=False)
+
+
+def _sum(projections: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
+    first, *others = [project(feature) for project, feature in zip(projections, features, strict=True)]
+    total: Tensor = sum((resize(other, first.shape[-2:]) for other in others), first)
+    return total

@@ -7,8 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from crosscoop.network.backbone import Backbone
-from crosscoop.network.summed import SummedBackbones
+from crosscoop.network.backbone import Backbone, SummedBackbones
 
 Walk: TypeAlias = Generator[Tensor, Tensor, None]
 """A generator that yields the map at each exchange point and receives its replacement; it yields the logits last."""

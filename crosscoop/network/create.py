@@ -5,7 +5,7 @@ from inspect import signature
 from typing import Any
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.network.backbone import Backbone
+from crosscoop.network.backbone import Backbone, SummedBackbones
 from crosscoop.network.branch import Branch
 from crosscoop.network.cooperative import Cascade, CooperativeNetwork
 from crosscoop.network.deeplabv3plus import DeepLabV3Plus
@@ -14,7 +14,6 @@ from crosscoop.network.fusion import FusionFactory, get_fusion
 from crosscoop.network.lookup import find
 from crosscoop.network.outputs import branch_names
 from crosscoop.network.strategy import Strategy, get_strategy
-from crosscoop.network.summed import SummedBackbones
 
 
 def create_network(

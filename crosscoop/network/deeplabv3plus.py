@@ -2,14 +2,90 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from crosscoop.network.aspp import ASPP
-from crosscoop.network.backbone import Backbone
+from crosscoop.network.backbone import Backbone, SummedBackbones
 from crosscoop.network.branch import Branch, Point, Walk
-from crosscoop.network.decoder import Decoder
-from crosscoop.network.layers import resize
-from crosscoop.network.summed import SummedBackbones
+from crosscoop.network.layers import ConvNormAct, resize
+
+
+class ImagePooling(nn.Module):
+    """The image-level layer of ASPP: global average pooling, 1x1 convolution, upsampling to the map's size.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = ConvNormAct(in_channels, out_channels)
+
+    def forward(self, high: Tensor) -> Tensor:
+        """Pool `(N, in_channels, H, W)` into `(N, out_channels, H, W)`."""
+        return resize(self.conv(high.mean((2, 3), keepdim=True)), high.shape[-2:])
+
+
+class ASPP(nn.Module):
+    """Five parallel layers whose outputs are concatenated and projected.
+
+    Args:
+        in_channels: Channels of `high`.
+        out_channels: Channels of each layer and of the output.
+        rates: Atrous rates of the three 3x3 layers: 6, 12, 18 at output stride 16, doubled at 8.
+        separable: Use depthwise-separable 3x3 convolutions.
+    """
+
+    layers: Sequence[nn.Module]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        rates: Sequence[int] = (6, 12, 18),
+        separable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            [
+                ConvNormAct(in_channels, out_channels),
+                *(ConvNormAct(in_channels, out_channels, 3, rate, separable) for rate in rates),
+                ImagePooling(in_channels, out_channels),
+            ]
+        )
+        self.project = ConvNormAct(len(self.layers) * out_channels, out_channels)
+
+    def join(self, features: Sequence[Tensor]) -> Tensor:
+        """Concatenate and project the layers' outputs, each `(N, out_channels, H, W)`."""
+        context: Tensor = self.project(torch.cat(list(features), dim=1))
+        return context
+
+
+class Decoder(nn.Module):
+    """Three layers that refine the context with the detail of `low`.
+
+    Args:
+        low_channels: Channels of `low`.
+        channels: Channels of the context and of the output.
+        projected_channels: Channels that `low` is projected to.
+        separable: Use depthwise-separable 3x3 convolutions.
+    """
+
+    def __init__(
+        self, low_channels: int, channels: int = 256, projected_channels: int = 48, separable: bool = False
+    ) -> None:
+        super().__init__()
+        self.projected_channels = projected_channels
+        self.project = ConvNormAct(low_channels, projected_channels)
+        self.first = ConvNormAct(projected_channels + channels, channels, 3, separable=separable)
+        self.second = ConvNormAct(channels, channels, 3, separable=separable)
+
+    def join(self, detail: Tensor, context: Tensor) -> Tensor:
+        """Apply the first convolution to the projected `low` and the context, upsampled to its size."""
+        feature: Tensor = self.first(torch.cat([detail, resize(context, detail.shape[-2:])], dim=1))
+        return feature
 
 
 class DeepLabV3Plus(Branch):

@@ -17,8 +17,7 @@ from crosscoop.data.augment import resized
 from crosscoop.data.dataset import Array, Color
 from crosscoop.data.images import read_image, to_rgb
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.inference import Inference, Outputs
-from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.inference import Inference, Outputs, upsampled_labels
 from crosscoop.export.read import read_network
 from crosscoop.network.cooperative import CooperativeNetwork, by_name
 from crosscoop.network.fold import fold_batch_norm

@@ -18,8 +18,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
 from crosscoop.evaluation.cascade import CascadeRecord, CountedCascade
 from crosscoop.evaluation.evaluator import Evaluator
-from crosscoop.evaluation.inference import Inference
-from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.inference import Inference, upsampled_labels
 from crosscoop.evaluation.metrics import MetricFactory, Scores
 from crosscoop.network import CooperativeNetwork
 from crosscoop.network.outputs import ALONE, CASCADE, branch_names, branches_of, main_output, output_names

@@ -6,8 +6,7 @@ from tiny import STREETS, count, crosscoop, fit, miou
 from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.inference import Inference
-from crosscoop.evaluation.labels import upsampled_labels
+from crosscoop.evaluation.inference import Inference, upsampled_labels
 from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
 from crosscoop.prediction.predictor import Predictor
 from crosscoop.training.task import CooperativeSegmentation
