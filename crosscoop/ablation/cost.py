@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from crosscoop.ablation.grid import Cell
 from crosscoop.data import SegmentationData
 from crosscoop.data.datamodule import open_data
 from crosscoop.errors import CrosscoopError
-from crosscoop.network import create_network
+from crosscoop.network import CooperativeNetwork, create_network
 from crosscoop.network.cost import count_macs, count_parameters
+from crosscoop.network.outputs import ALONE, branch_names, output_names
 from crosscoop.training.loss import CrossEntropy
 
 
@@ -24,11 +24,14 @@ class Cost:
         parameters: Its parameters.
         macs: Multiply-adds of its convolutions for one crop.
         crop_size: The crop's side in pixels.
+        outputs: Multiply-adds for one crop that each output takes at inference: those of the branch if it runs alone,
+            otherwise those of the network.
     """
 
     parameters: int
     macs: int
     crop_size: int
+    outputs: dict[str, int]
 
 
 def measure(cell: Cell) -> Cost:
@@ -58,8 +61,15 @@ def measure(cell: Cell) -> Cost:
 def _count(cell: Cell, data: SegmentationData, device: str) -> Cost:
     with torch.device(device):
         network = _network(cell, data.dataset.num_classes).eval()
-        macs = count_macs(network, torch.zeros(1, 3, data.crop_size, data.crop_size))
-    return Cost(count_parameters(network), macs, data.crop_size)
+        crop = torch.zeros(1, 3, data.crop_size, data.crop_size)
+        macs = count_macs(network, crop)
+        names = branch_names(len(network.branches))
+        alone = {name: count_macs(branch, crop) for name, branch in zip(names, network.branches, strict=True)}
+    outputs = {
+        **dict.fromkeys(output_names(len(names)), macs),
+        **({name + ALONE: own for name, own in alone.items()} if network.exchanges else alone),
+    }
+    return Cost(count_parameters(network), macs, data.crop_size, outputs)
 
 
 def estimate_seconds(cell: Cell) -> float | None:
@@ -104,7 +114,7 @@ def planned_steps(trainer: dict[str, Any], steps_per_epoch: int) -> int | None:
     return min((limit for limit in limits if limit > 0), default=None)  # for Lightning, -1 means no limit
 
 
-def _network(cell: Cell, num_classes: int) -> nn.Module:
+def _network(cell: Cell, num_classes: int) -> CooperativeNetwork:
     try:
         return create_network(**{**cell.config.get("network", {}), "num_classes": num_classes, "pretrained": False})
     except TypeError as error:

@@ -35,6 +35,28 @@ def plot_outputs(summary: Summary, caption: str, path: Path) -> None:
     figure.savefig(path, dpi=120, format="png")
 
 
+def plot_costs(summary: Summary, caption: str, path: Path) -> None:
+    """Plot mIoU over the multiply-adds at inference: mean and deviation over seeds, a mark per row and output."""
+    figure, axes = _figure(summary, caption, 8, 4)
+    marks = dict(zip(summary.outputs, "ovsD^<>Pphd8X*" * len(summary.outputs), strict=False))
+    for i, row in enumerate(summary.rows):
+        for name, cost in row.costs.items():
+            if (miou := row.outputs.get(name)) and miou.mean is not None and cost.mean is not None:
+                error = 100 * (miou.deviation or 0)
+                place = (cost.mean / 1e9, 100 * miou.mean)
+                axes.errorbar(*place, yerr=error, color=f"C{i % 10}", marker=marks[name], capsize=2, alpha=0.8)
+    for i, row in enumerate(summary.rows):
+        axes.scatter([], [], color=f"C{i % 10}", label=row.name)
+    for name, mark in marks.items():
+        axes.scatter([], [], color="0.4", marker=mark, label=name)
+    axes.set_xlabel("multiply-adds at inference (G per training crop)")
+    axes.set_ylabel("mIoU (%)")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=120, format="png")
+
+
 def plot_classes(summary: Summary, caption: str, path: Path, figure_name: str = "iou") -> None:
     """Plot a cell per row and class: the difference from the first baseline, in parentheses if its sign varies by seed.
 

@@ -13,7 +13,7 @@ from crosscoop.ablation.grid import Ablation
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.metrics import SECONDARY
 from crosscoop.evaluation.records import branch_shares, compared_branches, describe, figures_of, per_class_of
-from crosscoop.network.outputs import branches_of, main_output
+from crosscoop.network.outputs import CASCADE, branches_of, main_output
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Row:
         protocols: How each seed was measured.
         parameters: Number of parameters of the network.
         macs: Multiply-adds for one training crop.
+        costs: Multiply-adds for one training crop at inference, by output.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Row:
     protocols: list[str] = field(default_factory=list)
     parameters: int | None = None
     macs: int | None = None
+    costs: dict[str, Figures] = field(default_factory=dict)
 
     @property
     def main(self) -> str | None:
@@ -194,6 +196,8 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
 
 def _take_cost(record: Any, row: Row, seed: int) -> None:
     row.parameters, row.macs = record["parameters"], record["macs"]
+    for name, macs in record.get("outputs", {}).items():  # missing in records of earlier versions
+        row.costs.setdefault(name, Figures()).values[seed] = float(macs)
     if "seconds" in record:
         row.seconds.values[seed] = record["seconds"]
 
@@ -206,6 +210,9 @@ def _take_metrics(record: Any, row: Row, seed: int) -> None:
         for figure, value in figures_of(output).items():
             if figure not in ("miou", "pixel_accuracy", *SECONDARY) and value is not None:
                 row.further.setdefault(figure, {}).setdefault(name, Figures()).values[seed] = float(value)
+    cascade = record.get("cascade")
+    if cascade and cascade["cost"] is not None and row.macs:
+        row.costs.setdefault(CASCADE, Figures()).values[seed] = cascade["cost"] * row.macs
     for figure, classes in per_class_of(record).items():
         for name, value in classes.items():
             if value is not None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from crosscoop.ablation.grid import slug
-from crosscoop.ablation.plots import plot_branches, plot_classes, plot_outputs
+from crosscoop.ablation.plots import plot_branches, plot_classes, plot_costs, plot_outputs
 from crosscoop.ablation.summary import Figures, Row, Summary
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.records import branch_shares, in_words
@@ -36,8 +36,9 @@ Plot = Callable[[Summary, str, Path], None]
 
 
 def write_tables(summary: Summary, folder: Path) -> list[Path]:
-    """Write `table`, `classes` and `branches` as .md, .csv, .tex and .png; after the first test with the test's name.
+    """Write `table`, `classes`, `costs` and `branches` as .md, .csv, .tex and .png.
 
+    After the first test, the files are named after the test. `costs` is left out if every output costs the same.
     If the ablation asks for one of the paper's layouts, `paper` is written too, as the first file.
 
     Args:
@@ -58,6 +59,8 @@ def write_tables(summary: Summary, folder: Path) -> list[Path]:
         stem, what = "classes" if figure == "iou" else f"classes_{figure}", f"{in_words(figure)} in %"
         layouts = partial(by_class, figure=figure), partial(class_values, figure=figure)
         kinds.append((stem, *layouts, partial(plot_classes, figure_name=figure), what))
+    if any(len({cost.mean for name, cost in row.costs.items() if name in row.outputs}) > 1 for row in summary.rows):
+        kinds.append(("costs", by_cost, None, plot_costs, f"{MIOU}; multiply-adds of one training crop"))
     if any(row.branches for row in summary.rows):
         kinds.append(("branches", by_branch, branch_values, plot_branches, SHARES))
     files: list[Path] = []
@@ -103,6 +106,20 @@ def by_output(summary: Summary) -> Table:
             costs = _costs(row)[:2] if i == 0 else ["", ""]
             table.append([row.name if i == 0 else "", name, shown(summary, row.outputs.get(name)), *costs])
     return table
+
+
+def by_cost(summary: Summary) -> Table:
+    """Return a line per row and output, the cheapest at inference first."""
+    lines = [
+        (
+            cost.mean or 0,
+            [row.name, name, number((cost.mean or 0) / 1e9, "{:.2f} G"), shown(summary, row.outputs[name])],
+        )
+        for row in summary.rows
+        for name, cost in row.costs.items()
+        if name in row.outputs
+    ]
+    return [["", "output", "MACs at inference", "mIoU"], *(line for _, line in sorted(lines, key=lambda line: line[0]))]
 
 
 def by_connection(summary: Summary) -> Table:

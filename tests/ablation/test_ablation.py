@@ -20,7 +20,7 @@ from tiny import ROOT, assert_equal, crosscoop, load
 
 from crosscoop.ablation.cell import TAKEN, state
 from crosscoop.ablation.cost import measure, planned_steps
-from crosscoop.ablation.grid import Ablation, read_ablation, slug
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
 from crosscoop.ablation.summary import Figures, summarise
 from crosscoop.ablation.tables import latex, write_tables
 from crosscoop.ablation.workers import STOPPED, Workers, environment, last_error
@@ -569,6 +569,35 @@ def test_branches_of_every_pair(tmp_path):
     assert "| B & co" not in markdown.read_text()  # nobody has written how its branches differ
     assert values.read_text().splitlines()[1] == "A,0,0.03,0.04,0.2,0.05,0.02,0.1"
     assert picture.stat().st_size > 5000
+
+
+def test_cost_at_inference_stands_beside_every_output(tmp_path):
+    ablation, runs = finished(tmp_path)
+    outputs = {"top": 5e8, "bottom": 1.5e9, "ensemble": 2e9}
+    (runs / "a/seed0/cost.json").write_text(json.dumps({"parameters": 1, "macs": 2e9, "outputs": outputs}))
+    tested = runs / "a/seed0/own_size/metrics.json"
+    content = json.loads(tested.read_text())
+    content["outputs"]["cascade"], content["cascade"] = content["outputs"]["ensemble"], {"cost": 0.4}
+    tested.write_text(json.dumps(content))
+    files = {file.name: file for file in write_tables(summarise(ablation, runs), runs)}
+    lines = [line.split(" | ")[1:3] for line in files["costs.md"].read_text().splitlines()[4:8]]
+    assert lines == [["top", "0.50 G"], ["cascade", "0.80 G"], ["bottom", "1.50 G"], ["ensemble", "2.00 G"]]
+    assert files["costs.png"].stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("strategy", "outputs"),
+    [("none", ["top", "bottom", "ensemble"]), ("cross", ["top", "bottom", "ensemble", "top_alone", "bottom_alone"])],
+)
+def test_a_connected_branch_costs_the_network_and_one_alone_itself(tmp_path, strategy, outputs):
+    network = {"branches": ["test_resnet", "test_byobnet"], "channels": 8, "strategy": strategy}
+    cost = measure(
+        Cell("a", 0, {"network": network, "data": {"dataset": {"class_path": "Streets"}, "crop_size": 32}}, tmp_path)
+    )
+    assert set(cost.outputs) == set(outputs)
+    alone = [cost.outputs[name] for name in cost.outputs if cost.outputs[name] < cost.macs]
+    assert len(alone) == 2 and cost.outputs["ensemble"] == cost.macs
+    assert (cost.outputs["top"] < cost.macs) == (strategy == "none") and sum(alone) <= cost.macs
 
 
 def test_further_metrics_and_a_third_branch_have_their_columns(tmp_path):
