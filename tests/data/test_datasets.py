@@ -14,11 +14,10 @@ from jsonargparse import auto_cli
 from PIL import Image
 from tiny import ROOT
 
-from crosscoop.data.dataset import VOID, Array, SegmentationDataset
+from crosscoop.data.dataset import VOID, Array, SegmentationDataset, colormap
 from crosscoop.data.datasets.camvid import CamVid
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
 from crosscoop.data.datasets.folder import Folder, Split
-from crosscoop.data.dataset import colormap
 from crosscoop.data.datasets.voc import PascalVOC, download_to
 from crosscoop.data.images import lookup_table, read_image, read_mask, write_mask
 from crosscoop.data.samples import FileSample, image_suffixes, read_list, read_pairs
@@ -324,7 +323,9 @@ def test_voc_names_what_is_missing(voc: Path) -> None:
     refused(lambda: dataset.samples("train"), source, "1 of its 6", voc / "JPEGImages" / "a.jpg", "Restore")
     text(source, *"bcb")
     refused(lambda: dataset.samples("train"), source, "got b more than once")
-    refused(lambda: PascalVOC(str(voc / "JPEGImages")).samples("train"), voc / "JPEGImages", "got no PASCAL VOC 2012 data")
+    refused(
+        lambda: PascalVOC(str(voc / "JPEGImages")).samples("train"), voc / "JPEGImages", "got no PASCAL VOC 2012 data"
+    )
 
 
 @pytest.mark.parametrize("root", ["data/VOCdevkit/VOC2012", "data/VOCdevkit", "data"])
@@ -634,7 +635,10 @@ def test_a_list_of_names_chooses_from_folders(folder: Path) -> None:
     refused(lambda: dataset.samples("train"), folder / "train.txt", "2 names without an image (x, y)", "such as a.")
     alone = own(folder, Split(list="train.txt"))
     refused(
-        lambda: alone.samples("train"), folder / "train.txt", "got a, ", "images/a.jpg, masks/a.png: specify the folders"
+        lambda: alone.samples("train"),
+        folder / "train.txt",
+        "got a, ",
+        "images/a.jpg, masks/a.png: specify the folders",
     )
 
 

@@ -15,10 +15,9 @@ from test_datasets import refused, save
 from tiny import crosscoop
 
 from crosscoop.data.check import LOOKS, check_classes, check_headers
-from crosscoop.data.dataset import VOID, Array, Legend
+from crosscoop.data.dataset import VOID, Array, Legend, colormap
 from crosscoop.data.datasets.cityscapes import Cityscapes
 from crosscoop.data.datasets.folder import Folder, Split
-from crosscoop.data.dataset import colormap
 from crosscoop.data.datasets.voc import PascalVOC
 from crosscoop.data.images import lookup_table, read_mask, write_mask
 from crosscoop.data.peculiarities import of_image, of_sample, summed_up

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from tiny import STREETS
 
-from crosscoop.data import SegmentationData, SegmentationDataset
+from crosscoop.data import Folder, SegmentationData, SegmentationDataset
 from crosscoop.data.augment import Augmentation, center_cropped, resized
+from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID
 from crosscoop.data.pipeline import EvaluationSet, TrainingSet
 from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
@@ -398,12 +400,6 @@ def test_more_ranks_than_images_are_refused():
         data.val_dataloader()
 
 
-from copy import deepcopy
-
-from crosscoop.data import Folder
-from crosscoop.data.datamodule import open_data
-
-
 def test_opening_the_data_leaves_the_configuration_as_it_was(tmp_path):
     splits = {name: {"images": name, "masks": None, "list": None} for name in ("train", "val")}
     options = {"root": str(tmp_path), "class_names": ["a", "b"], "splits": splits}
@@ -412,3 +408,23 @@ def test_opening_the_data_leaves_the_configuration_as_it_was(tmp_path):
     data = open_data(config)
     assert isinstance(data.dataset, Folder) and data.batch_size == 3
     assert config == before
+
+
+@pytest.mark.parametrize(
+    ("names", "palette", "given"),
+    [
+        ((), (), "0 class_names and a palette of 0 colours"),
+        (("a", "b"), None, "2 class_names and a palette of 0"),
+        (("a", "b"), ((0, 0, 0),), "2 class_names and a palette of 1"),
+    ],
+)
+def test_data_sets_without_a_name_and_a_colour_per_class_are_refused(names, palette, given):
+    class Own(SegmentationDataset):
+        def samples(self, split):
+            return []
+
+    Own.class_names = names
+    if palette is not None:
+        Own.palette = palette
+    with pytest.raises(CrosscoopError, match=f"got {given}.* from Own, expected one name and one RGB colour"):
+        SegmentationData(Own())
