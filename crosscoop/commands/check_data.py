@@ -252,7 +252,7 @@ def to_record(
         if absent and split != dataset.train_split:  # there it is a fault
             notes.append(f"{split} has no pixels of {', '.join(absent)}.")
     shared = Counter(name for split in splits for name in {sample.name for sample in splits[split]})
-    if names := [name for name, count in shared.items() if count > 1]:
+    if names := sorted(name for name, count in shared.items() if count > 1):
         notes.append(f"{len(names)} names are in more than one split: {shorten(names)}.")
     notes += summed_up([note for look in looks for note in look.notes])
     return {**record, "notes": notes, "faults": [asdict(fault) for fault in faults]}

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 
 from crosscoop.data.augment import Augmentation, cutmix
 from crosscoop.data.check import check_classes, check_headers
-from crosscoop.data.dataset import Sample, SegmentationDataset
+from crosscoop.data.dataset import Sample, SegmentationDataset, check_palette
 from crosscoop.data.datasets.streets import Streets
 from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.prepared import prepared_samples
@@ -58,6 +58,9 @@ class SegmentationData(pl.LightningDataModule):
         prepared: Folder of decoded samples from `crosscoop prepare-data`, of which a crop reads only the part that it
             needs. Splits that are missing there are read from the original files.
         seed: Seed of order and augmentation; set by seed_everything on the command line.
+
+    Raises:
+        CrosscoopError: An option is out of range, or the data set lacks class names or colours.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class SegmentationData(pl.LightningDataModule):
                 "data.photometric for labelled images."
             )
         self.unlabelled, self.unlabelled_ratio, self.strong, self.cutmix = unlabelled, unlabelled_ratio, strong, cutmix
+        check_palette(dataset)
         self.dataset = dataset
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric

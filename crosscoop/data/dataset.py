@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscoop.errors import CrosscoopError
+
 VOID = 255
 """The mask value of pixels that losses and metrics ignore."""
 
@@ -110,6 +112,24 @@ class SegmentationDataset(ABC):
         Raises:
             CrosscoopError: The split is unknown, or its files are missing.
         """
+
+
+def check_palette(dataset: SegmentationDataset) -> None:
+    """Check that a data set has classes, and one colour for each.
+
+    Args:
+        dataset: The data set.
+
+    Raises:
+        CrosscoopError: There are no classes, or not as many colours as classes.
+    """
+    names, palette = getattr(dataset, "class_names", ()), getattr(dataset, "palette", ())
+    if not names or len(palette) != len(names):
+        raise CrosscoopError(
+            f"data.dataset: got {len(names)} class_names and a palette of {len(palette)} colours from "
+            f"{type(dataset).__name__}, expected one name and one RGB colour per class. Set "
+            "both in the class or its constructor."
+        )
 
 
 def colormap(count: int) -> tuple[Color, ...]:

@@ -216,7 +216,8 @@ def _unknown(path: Path, values: NDArray[Any], num_classes: int) -> CrosscoopErr
     """Return the error for values that do not stand for a class."""
     return CrosscoopError(
         f"{path}: got the mask values {shorten(np.unique(values), 8)}, expected only values that stand for one of "
-        f"the {num_classes} classes or void ({VOID}). Correct the file or the classes."
+        f"the {num_classes} classes or void ({VOID}). Correct the file or the classes, or map the values "
+        "(mask_values of Folder, lookup of FileSample)."
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from crosscoop.errors import CrosscoopError
 from crosscoop.network.fusion import SYMMETRIC, FusionFactory
 from crosscoop.network.layers import resize
 from crosscoop.network.strategy import Strategy
@@ -29,9 +30,19 @@ class Connection(nn.Module):
         self.detach, self.dropout = strategy.detach, strategy.dropout
 
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Merge `received` into `own` `(N, channels, H, W)`."""
+        """Merge `received` into `own` `(N, channels, H, W)`.
+
+        Raises:
+            CrosscoopError: The operator does not return a map of the receiver's shape.
+        """
         received = received.detach() if self.detach else received
         merged: Tensor = self.fusion(own, resize(self.project(received), own.shape[-2:]))
+        if not torch.compiler.is_compiling() and (not isinstance(merged, Tensor) or merged.shape != own.shape):
+            shape = tuple(merged.shape) if isinstance(merged, Tensor) else f"a {type(merged).__name__}"
+            raise CrosscoopError(
+                f"network.fusion: got {shape} from {type(self.fusion).__name__}, expected a map of the receiver's "
+                f"shape, {tuple(own.shape)}. Return it from forward."
+            )
         if not (self.training and self.dropout):
             return merged
         silent = torch.rand(len(own), 1, 1, 1, device=own.device) < self.dropout

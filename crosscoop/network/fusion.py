@@ -214,4 +214,8 @@ def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
             f"network.fusion: got init_args {arguments} ({error}), expected arguments of {name}{signature(operator)}, "
             "except channels, which is set automatically."
         ) from error
+    parameters = signature(operator).parameters
+    for key, value in arguments.items():  # YAML's 1 is meant as 1.0: a tensor filled with it would be one of integers
+        if isinstance(value, int) and key in parameters and parameters[key].annotation in (float, "float"):
+            arguments = {**arguments, key: float(value)}
     return partial(operator, **arguments) if arguments else operator

@@ -408,3 +408,23 @@ def test_opening_the_data_leaves_the_configuration_as_it_was(tmp_path):
     data = open_data(config)
     assert isinstance(data.dataset, Folder) and data.batch_size == 3
     assert config == before
+
+
+@pytest.mark.parametrize(
+    ("names", "palette", "given"),
+    [
+        ((), (), "0 class_names and a palette of 0 colours"),
+        (("a", "b"), None, "2 class_names and a palette of 0"),
+        (("a", "b"), ((0, 0, 0),), "2 class_names and a palette of 1"),
+    ],
+)
+def test_data_sets_without_a_name_and_a_colour_per_class_are_refused(names, palette, given):
+    class Own(SegmentationDataset):
+        def samples(self, split):
+            return []
+
+    Own.class_names = names
+    if palette is not None:
+        Own.palette = palette
+    with pytest.raises(CrosscoopError, match=f"got {given}.* from Own, expected one name and one RGB colour"):
+        SegmentationData(Own())

@@ -373,6 +373,29 @@ def test_what_is_the_same_for_both_branches_is_computed_once(fusion):
         torch.testing.assert_close(*pair)
 
 
+@pytest.mark.parametrize(
+    ("result", "given"),
+    [
+        (lambda own, received: torch.cat([own, received], 1), r"\(2, 8, 5, 7\)"),
+        (lambda own, received: (own + received).mean((2, 3), keepdim=True), r"\(2, 4, 1, 1\)"),
+        (lambda own, received: None, "a NoneType"),
+    ],
+)
+def test_operator_that_changes_the_shape_is_told(result, given):
+    class Own(Fusion):
+        def forward(self, own, received):
+            return result(own, received)
+
+    connection = Connection(4, 4, Own, Strategy())
+    with pytest.raises(CrosscoopError, match=rf"network\.fusion: got {given} from Own, expected .*\(2, 4, 5, 7\)"):
+        connection(*torch.randn(2, 2, 4, 5, 7))
+
+
+def test_whole_numbers_serve_as_floats():
+    assert get_fusion({"class_path": "cross_stitch", "init_args": {"start": 1}})(4).received.dtype == torch.float32
+    assert get_fusion({"class_path": "gate", "init_args": {"reduction": 2}}).keywords == {"reduction": 2}
+
+
 def test_maps_of_different_sizes_are_not_shared():
     top, bottom = Exchange([4, 4], STRATEGIES["cross"], FUSIONS["add"])(
         [torch.randn(1, 4, 6, 6), torch.randn(1, 4, 5, 5)]

@@ -432,6 +432,13 @@ def test_refuses_what_is_no_dict_of_named_scalars(losses, parts):
     assert [part for part in ["model.objective", "Supervised", *parts] if part not in str(caught.value)] == []
 
 
+def test_refusal_names_the_loss():
+    objective = Supervised()
+    objective.loss = CrossEntropy()
+    with pytest.raises(CrosscoopError, match="from Supervised with the loss CrossEntropy, expected a scalar"):
+        sum_losses(objective, {"top": torch.ones(2, 3)})
+
+
 @pytest.mark.parametrize(("options", "parts"), [
     ("--model.objective.auxiliary=[conection1]", ["'conection1'", "Supervised", "connection1, aspp1"]),
     ("--model.objective.auxiliary_weight=0", ["auxiliary_weight", "0"]),

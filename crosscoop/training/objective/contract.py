@@ -80,7 +80,8 @@ def sum_losses(objective: Objective, losses: object) -> Tensor:
     Raises:
         CrosscoopError: They are not a dict of named scalars, or none of them can be optimised.
     """
-    name = type(objective).__name__
+    own = getattr(objective, "loss", None)
+    name = type(objective).__name__ + (f" with the loss {type(own).__name__}" if own is not None else "")
     remedy = 'Return named scalar losses from forward, such as {"top": top_loss, "bottom": bottom_loss}.'
     if not isinstance(losses, Mapping) or not losses:
         got = "no losses" if isinstance(losses, Mapping) else f"a {type(losses).__name__}"
@@ -88,7 +89,9 @@ def sum_losses(objective: Objective, losses: object) -> Tensor:
     for key, loss in losses.items():
         if not isinstance(key, str) or not isinstance(loss, Tensor) or loss.ndim:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise CrosscoopError(f"model.objective: got {got} as {key!r} from {name}, expected a scalar. {remedy}")
+            raise CrosscoopError(
+                f"model.objective: got {got} as {key!r} from {name}, expected a scalar tensor. {remedy}"
+            )
     scalars: list[Tensor] = list(losses.values())
     total: Tensor = sum(scalars[1:], scalars[0])
     if not total.requires_grad:
