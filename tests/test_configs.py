@@ -48,7 +48,8 @@ def test_says_what_its_name_says(path):
         assert strategy == "none" and len(branches) == 1 and backbone in branches[0].replace("_100", "")
     else:
         assert len(branches) == 2 and branches[0] != branches[1]
-        assert strategy == {"ensemble": "none", "demo": "cross_c1_c2"}.get(name, name)
+        unconnected = dict.fromkeys(("ensemble", "few_labels", "mutual_learning"), "none")
+        assert strategy == {**unconnected, "demo": "cross_c1_c2"}.get(name, name)
     text = path.read_text()
     assert text.startswith("# ") and str(path.relative_to(CONFIGS.parent)) in text.splitlines()[1]  # its own command
 
@@ -74,8 +75,12 @@ def test_keeps_to_the_paper(folder, rate, crop, split):
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in SHIPPED}), ids=lambda path: path.name)
-def test_configurations_of_one_data_set_differ_in_the_network_only(folder):
-    configs = [resolved(path) for path in SHIPPED if path.parent == folder]
+def test_configurations_of_one_data_set_differ_in_the_network_and_the_teaching_only(folder):
+    teaching = {"model": ("objective",), "data": ("unlabelled", "strong", "cutmix")}
+    configs = [
+        config | {group: config[group] | dict.fromkeys(options) for group, options in teaching.items()}
+        for config in map(resolved, (path for path in SHIPPED if path.parent == folder))
+    ]
     for config in configs:
         assert config | {"network": None} == configs[0] | {"network": None}
         assert config["network"] | {"branches": None, "strategy": None} == configs[0]["network"] | {
@@ -90,4 +95,5 @@ def test_takes_a_step(tmp_path, monkeypatch, path):
     number = len(yaml.safe_load(path.read_text())["network"]["branches"])
     backbones = ",".join(["test_resnet", "test_byobnet"][:number])
     tiny = f"--network.branches=[{backbones}] --network.pretrained false --network.channels 16 --data.resize null"
-    crosscoop("fit", "--config", path, shlex.join([*DATA, *QUIET]), tiny, "--trainer.fast_dev_run true")
+    enough = "--data.dataset.num_train 16"  # for a share of unlabelled images
+    crosscoop("fit", "--config", path, shlex.join([*DATA, *QUIET]), tiny, enough, "--trainer.fast_dev_run true")

@@ -118,8 +118,8 @@ class CrossStitch(Fusion):
 class ChannelExchange(Fusion):
     """The received map in a share of the channels, the own map in the others: only part of the maps is exchanged.
 
-    The channels are fixed, as in the asymmetric fusion of Wang et al. (ACM MM 2020, https://arxiv.org/abs/2108.05009);
-    a channel that is exchanged in one direction is also exchanged in the other.
+    After the asymmetric fusion of Wang et al. (ACM MM 2020, https://arxiv.org/abs/2108.05009). The channels are drawn at
+    random for each connection and saved with the weights.
 
     Args:
         channels: Channels of both maps.
@@ -129,15 +129,18 @@ class ChannelExchange(Fusion):
         CrosscoopError: The share is not above 0 and at most 1.
     """
 
+    exchanged: Tensor
+
     def __init__(self, channels: int, share: float = 0.25) -> None:
         super().__init__(channels)
         if not 0 < share <= 1:
             raise CrosscoopError(f"network.fusion: got share {share}, expected a number above 0 and at most 1.")
-        self.exchanged = max(round(share * channels), 1)
+        self.register_buffer("exchanged", torch.zeros(channels, 1, 1, dtype=torch.bool))
+        self.exchanged[torch.randperm(channels)[: max(round(share * channels), 1)]] = True
 
     def forward(self, own: Tensor, received: Tensor) -> Tensor:
-        """Take the first channels from the received map."""
-        return torch.cat([received[:, : self.exchanged], own[:, self.exchanged :]], dim=1)
+        """Take some channels from the received map."""
+        return received.where(self.exchanged, own)
 
 
 class Rectify(Fusion):
