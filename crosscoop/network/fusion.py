@@ -118,8 +118,8 @@ class CrossStitch(Fusion):
 class ChannelExchange(Fusion):
     """The received map in a share of the channels, the own map in the others: only part of the maps is exchanged.
 
-    After the asymmetric fusion of Wang et al. (ACM MM 2020, https://arxiv.org/abs/2108.05009). The channels are drawn at
-    random for each connection and saved with the weights.
+    After the asymmetric fusion of Wang et al. (ACM MM 2020, https://arxiv.org/abs/2108.05009). The channels are drawn
+    at random for each connection and saved with the weights.
 
     Args:
         channels: Channels of both maps.
