@@ -22,7 +22,7 @@ from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.prepared import prepared_samples
 from crosscoop.data.samplers import EvaluationSampler, MixedSampler, TrainingLoader, TrainingSampler
 from crosscoop.data.samples import MissingFilesError
-from crosscoop.data.unlabelled import divide
+from crosscoop.data.unlabelled import ImageSample, divide
 from crosscoop.errors import CrosscoopError
 
 
@@ -209,9 +209,12 @@ class SegmentationData(pl.LightningDataModule):
         """
         train, val = self.dataset.train_split, self.dataset.val_split
         splits = {train: self._samples(train, self.skip_bad_samples), val: self._samples(val)}
+        labelled, unlabelled = self._training_samples()
+        if further := [sample for sample in unlabelled if isinstance(sample, ImageSample)]:
+            splits["data.unlabelled"] = further
         faults = check_headers(splits)
         if not faults or self.skip_bad_samples:
-            unseen, warning = check_classes(train, self._training_samples()[0], self.dataset.class_names)
+            unseen, warning = check_classes(train, labelled, self.dataset.class_names)
             faults += unseen
             if warning:
                 warnings.warn(warning, stacklevel=2)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -43,6 +44,14 @@ def test_a_folder_or_a_list_of_images(tmp_path):
     assert unlabelled[0].image().shape == (4, 5, 3) and unlabelled[0].mask() is None
     (tmp_path / "list.txt").write_text("more/a.jpg\nmore/deep/b.png\n")
     assert names(divide(SAMPLES, str(tmp_path / "list.txt"), seed=0)[1]) == ["more/a", "more/deep/b"]
+
+
+def test_unlabelled_images_are_checked_before_training(tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match="2"):
+        tiny.fit(tmp_path / "run", "--data.unlabelled", tmp_path / "more")
+    assert "broken.png" in capsys.readouterr().err and not (tmp_path / "run" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize(
