@@ -559,7 +559,7 @@ def test_scan(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "scandir", lambda folder: os.listdir("/no such folder"))  # root may list any
+    monkeypatch.setattr(os, "scandir", lambda folder: os.listdir("/no such folder"))  # noqa: PTH208 (root may list any)
     refused(lambda: scan(tmp_path), tmp_path, "cannot be listed (No such file or directory)")
 
 
