@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import runpy
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import yaml
 from PIL import Image
+from processes import FOLDERS
 from tiny import ROOT
 
 import crosscoop as package
@@ -77,7 +79,8 @@ def allocate(mebibytes):
 
 
 @pytest.mark.slow
-def test_peak_memory_is_of_a_process_of_its_own():
+def test_peak_memory_is_of_a_process_of_its_own(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")]))
     small, large = (peak_memory("tests.test_documents:allocate", size) for size in (10, 300))
     assert 250 < large["added"] - small["added"] < 350
 
