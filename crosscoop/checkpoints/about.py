@@ -113,7 +113,13 @@ def about_alone(about: About, network: CooperativeNetwork, branch: int) -> About
         figures = own and {**figures, **own, "outputs": {output: own}}
     return replace(
         about,
-        network={**about.network, "branches": [about.network["branches"][branch]], "strategy": "none"},
+        network={
+            **about.network,
+            "branches": [about.network["branches"][branch]],
+            "strategy": "none",
+            "ensemble": "sum",
+            "cascade": None,
+        },
         normalisation={output: about.normalisation[names[branch]]},
         outputs=[output],
         figures=figures,

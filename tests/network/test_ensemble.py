@@ -190,6 +190,11 @@ def test_what_is_fitted_lies_in_the_checkpoint_with_its_split(runs, tmp_path, ca
         package.load(tmp_path / "run" / "best.safetensors").network.state_dict(),
         package.load(tmp_path / "run" / "best.ckpt").network.state_dict(),
     )
+    crosscoop("export", tmp_path / "run" / "best.ckpt", "--format safetensors --branch top")
+    assert_equal(
+        package.load(tmp_path / "run" / "best.top.safetensors").network.state_dict(),
+        package.load(runs / "pair" / "best.ckpt", branch="top").network.state_dict(),
+    )
 
 
 @pytest.mark.parametrize(
