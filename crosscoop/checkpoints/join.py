@@ -74,8 +74,12 @@ def _check(
 def _branches(network: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the entries of the branches, each with the options that the heads of its network share."""
     heads = {option: network[option] for option in HEADS}
-    entries = [{"backbone": branch} if isinstance(branch, str) else branch for branch in network["branches"]]
+    entries: list[dict[str, Any]] = [
+        {"backbone": branch} if isinstance(branch, str) else branch for branch in network["branches"]
+    ]
     return [
-        entry if "class_path" in entry else {**entry, "class_path": "deeplabv3plus", "init_args": heads}
+        {**entry, "class_path": "deeplabv3plus", "init_args": {**heads, **(entry.get("init_args") or {})}}
+        if entry.get("class_path", "deeplabv3plus") == "deeplabv3plus"
+        else entry
         for entry in entries
     ]

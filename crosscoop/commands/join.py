@@ -1,6 +1,7 @@
 """`crosscoop join`: trained networks as one, with an ensemble and a cascade fitted on val."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,20 +56,24 @@ def join(
     if path.parent.exists():
         raise CrosscoopError(f"--output: got {output}, which exists, expected a new folder.")
     if cascade_loss is not None and cascade_cost is not None:
-        raise CrosscoopError("got both --cascade-loss and --cascade-cost, expected one of them.")
+        raise CrosscoopError("got both --cascade-loss and --cascade-cost, expected at most one. Omit one of them.")
     network, content = joined([find(run) for run in runs], ensemble)
     names = branch_names(len(network.branches))
     cascade = cascade_loss is not None or cascade_cost is not None
     if cascade and len(names) < 2:
-        raise CrosscoopError("got a single branch, expected two or more for a cascade.")
+        raise CrosscoopError(
+            "--cascade-loss, --cascade-cost: got a single branch, expected two or more. Give further runs, or omit the "
+            "cascade."
+        )
     if cascade or list(network.ensemble.parameters()):
         data = open_data(content["config"])
         data.prepare_data()
         chosen = split or data.dataset.val_split
         images = data.evaluation_set(chosen)
-        before, after = fit(network.ensemble, *sample_pixels(network, images))
-        print(f"Ensemble {ensemble}: loss {before:.4f} before the fit, {after:.4f} after, on {len(images)} images.")
-        content["fitted"] = {**data.protocol(chosen, len(images)), "loss": after}
+        content["fitted"] = data.protocol(chosen, len(images))
+        if list(network.ensemble.parameters()):
+            before, after = fit(network.ensemble, *sample_pixels(network, images))
+            print(f"Ensemble {ensemble}: loss {before:.4f} before the fit, {after:.4f} after, on {len(images)} images.")
         if cascade:
             height, width = images[0]["image"].shape[-2:]
             costs = branch_macs(network, height, width)
@@ -84,7 +89,7 @@ def join(
         torch.save(
             {
                 "state_dict": weights, "crosscoop": {**content, "version": __version__}, "epoch": 0, "global_step": 0,
-                "pytorch-lightning_version": "2.6.0", "callbacks": {}, "loops": None,
+                "pytorch-lightning_version": version("pytorch-lightning"), "callbacks": {}, "loops": None,
             },
             temporary,
         )  # fmt: skip

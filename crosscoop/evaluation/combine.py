@@ -40,7 +40,7 @@ def sample_pixels(network: CooperativeNetwork, split: EvaluationSet) -> tuple[Te
 
 
 def fit(ensemble: Ensemble, logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Fit an ensemble's parameters, if it has any.
+    """Fit an ensemble's parameters.
 
     Args:
         ensemble: The ensemble.
@@ -57,20 +57,19 @@ def fit(ensemble: Ensemble, logits: Tensor, labels: Tensor) -> tuple[float, floa
 
     parameters = list(ensemble.parameters())
     before = float(loss())
-    if parameters:
-        for parameter in parameters:
-            parameter.requires_grad_()
-        optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            current = loss()
-            current.backward()  # type: ignore[no-untyped-call]
-            return current
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        current = loss()
+        current.backward()  # type: ignore[no-untyped-call]
+        return current
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     return before, float(loss())
 
 
