@@ -54,7 +54,7 @@ def create_network(
             `crosscoop.Ensemble`.
         cascade: `{branch: top, confidence: 0.9}` lets a branch answer alone for images, or windows, in which the mean
             over the pixels of its highest probability is at least that; `crosscoop join` finds the confidence. It
-            applies to test and predict, not to training and export.
+            applies to evaluation and prediction, not to the training steps or to export.
 
     Raises:
         CrosscoopError: A name is unknown, the strategy does not fit the branches, a backbone does not support the
