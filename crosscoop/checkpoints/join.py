@@ -15,34 +15,39 @@ HEADS = ("channels", "separable", "atrous_rates")
 """Options of a network that its heads share."""
 
 
-def joined(checkpoints: Sequence[Path], ensemble: str) -> tuple[CooperativeNetwork, dict[str, Any]]:
+def joined(
+    checkpoints: Sequence[Path], ensemble: str, branch: str | None = None
+) -> tuple[CooperativeNetwork, dict[str, Any]]:
     """Return a network of the branches of one or more checkpoints, in this order, and its checkpoint.
 
     Args:
         checkpoints: The checkpoints; of several, no branch needs connections.
         ensemble: Name of the new network's ensemble.
+        branch: The branch of a single checkpoint that is kept alone; by default, all are.
 
     Raises:
         CrosscoopError: A checkpoint cannot be read, they have different classes, image sizes or output strides, or a
-            branch depends on connections.
+            branch depends on connections or does not exist.
     """
     contents = [read_checkpoint(path)["crosscoop"] for path in checkpoints]
     networks = [read_checkpoint_network(path)[0] for path in checkpoints]
     config = deepcopy(contents[0]["config"])
-    if len(networks) == 1:
-        options = config["network"]
-    else:
+    options = config["network"]
+    if len(networks) > 1 or branch is not None:
         for path, content, network in zip(checkpoints, contents, networks, strict=True):
-            _check(path, content, checkpoints[0], contents[0], network)
-        entries = [branch for content in contents for branch in _branches(content["config"]["network"])]
-        options = {**config["network"], "branches": entries, "strategy": "none"}
+            _check(path, content, checkpoints[0], contents[0], network, branch)
+        entries = [entry for content in contents for entry in _branches(content["config"]["network"])]
+        if branch is not None:
+            index = branch_names(len(entries)).index(branch)
+            entries, networks = [entries[index]], [networks[0].alone(index)]
+        options = {**options, "branches": entries, "strategy": "none"}
     config["network"] = {**options, "ensemble": ensemble, "cascade": None, "pretrained": False}
     config["model"].pop("objective", None)  # it may have parameters of other branches
     network = create_network(**config["network"], num_classes=len(contents[0]["class_names"]))
     weights = {key: value for key, value in network.state_dict().items() if key.startswith("ensemble.")}
-    branches = [branch for each in networks for branch in each.branches]
-    for i, branch in enumerate(branches):
-        weights |= {f"branches.{i}.{key}": value for key, value in branch.state_dict().items()}
+    branches = [each for part in networks for each in part.branches]
+    for i, each in enumerate(branches):
+        weights |= {f"branches.{i}.{key}": value for key, value in each.state_dict().items()}
     if len(networks) == 1:
         exchanged = networks[0].state_dict().items()
         weights |= {key: value for key, value in exchanged if key.startswith("exchanges.")}
@@ -51,7 +56,12 @@ def joined(checkpoints: Sequence[Path], ensemble: str) -> tuple[CooperativeNetwo
 
 
 def _check(
-    path: Path, content: Mapping[str, Any], first_path: Path, first: Mapping[str, Any], network: CooperativeNetwork
+    path: Path,
+    content: Mapping[str, Any],
+    first_path: Path,
+    first: Mapping[str, Any],
+    network: CooperativeNetwork,
+    branch: str | None,
 ) -> None:
     config, expected = content["config"], first["config"]
     for what, own, other in (
@@ -64,7 +74,10 @@ def _check(
                 f"{path}: got {what} {own}, expected {other} as in {first_path}. Join networks that were trained alike."
             )
     names = branch_names(len(network.branches))
-    if dependent := [name for i, name in enumerate(names) if not network.learns_alone(i)]:
+    if branch is not None and branch not in names:
+        raise CrosscoopError(f"--branch: got {branch}, expected one of {', '.join(names)}.")
+    wanted = names if branch is None else [branch]
+    if dependent := [name for name in wanted if not network.learns_alone(names.index(name))]:
         raise CrosscoopError(
             f"{path}: got the branch {dependent[0]}, which was trained with connections from the others; expected "
             "branches trained to stand alone, with network.strategy none or connection dropout."

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +23,8 @@ from crosscoop.version import __version__
 def join(
     runs: Sequence[str],
     output: str | None = None,
-    ensemble: Literal["sum", "mean_probability", "weighted", "most_confident"] = "sum",
+    branch: str | None = None,
+    ensemble: str = "sum",
     cascade_loss: float | None = None,
     cascade_cost: float | None = None,
     split: str | None = None,
@@ -34,13 +35,15 @@ def join(
     like any other. A single run keeps its network, connections included, and gets another ensemble or cascade.
 
     What has to be fitted is fitted on the validation split: the ensembles weighted and most_confident, and the
-    cascade's confidence. A table shows what cascades would do there.
+    cascade's confidence. A table shows what cascades would do there. A single branch can be fitted, too, by weighted.
 
     Args:
         runs: Folders of the runs, whose best.ckpt is read, or checkpoints.
         output: The new run's folder.
-        ensemble: How the branches' logits become one prediction: their sum, the mean of their probabilities, a sum
-            with weights per class and branch, or at each pixel the most confident branch after temperature scaling.
+        branch: Of a single run, keep this branch alone (top, bottom, branch0, ...).
+        ensemble: How the branches' logits become one prediction: their sum, mean_probability, weighted (a sum with
+            weights per class and branch and a bias per class), most_confident (at each pixel the most confident branch
+            after temperature scaling), or the import path of a `crosscoop.Ensemble`.
         cascade_loss: Let the cheapest branch answer where it is confident enough that mIoU on val falls by at most so
             many points, at the lowest cost.
         cascade_cost: The same for a mean cost of at most this share of the whole network's multiply-adds, at the
@@ -57,7 +60,9 @@ def join(
         raise CrosscoopError(f"--output: got {output}, which exists, expected a new folder.")
     if cascade_loss is not None and cascade_cost is not None:
         raise CrosscoopError("got both --cascade-loss and --cascade-cost, expected at most one. Omit one of them.")
-    network, content = joined([find(run) for run in runs], ensemble)
+    if branch is not None and len(runs) > 1:
+        raise CrosscoopError(f"--branch: got {branch} of {len(runs)} runs, expected a single run. Give one of them.")
+    network, content = joined([find(run) for run in runs], ensemble, branch)
     names = branch_names(len(network.branches))
     cascade = cascade_loss is not None or cascade_cost is not None
     if cascade and len(names) < 2:

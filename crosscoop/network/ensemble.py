@@ -54,7 +54,9 @@ class MeanProbability(Ensemble):
 
 
 class Weighted(Ensemble):
-    """Sum of the branches' log probabilities, weighted by class and branch; the weights are fitted.
+    """Sum of the branches' log probabilities with a weight per class and branch and a bias per class, all fitted.
+
+    For a single branch this is vector scaling (Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599).
 
     Args:
         num_branches: The number of branches.
@@ -64,6 +66,7 @@ class Weighted(Ensemble):
     def __init__(self, num_branches: int, num_classes: int) -> None:
         super().__init__(num_branches, num_classes)
         self.weight = nn.Parameter(torch.ones(num_branches, num_classes), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_classes), requires_grad=False)
 
     def forward(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the ensemble's logits.
@@ -71,8 +74,9 @@ class Weighted(Ensemble):
         Args:
             logits: Each branch's, `(N, num_classes, h, w)`, all of one size.
         """
-        weights = self.weight[:, None, :, None, None]
-        return torch.stack([each.log_softmax(1) * weight for each, weight in zip(logits, weights, strict=True)]).sum(0)
+        weights, bias = self.weight[:, None, :, None, None], self.bias[:, None, None]
+        weighted = [each.log_softmax(1) * weight for each, weight in zip(logits, weights, strict=True)]
+        return torch.stack(weighted).sum(0) + bias
 
 
 class MostConfident(Ensemble):

@@ -30,11 +30,11 @@ def outputs_of(logits: Sequence[Tensor], ensemble: Callable[[Sequence[Tensor]], 
 
     Args:
         logits: Each branch's, `(N, num_classes, h, w)`.
-        ensemble: Computes the ensemble of logits of one size, the highest of them.
+        ensemble: Computes the ensemble of logits of one size, the highest of them; of a single branch, its only output.
     """
     names = output_names(len(logits))
     if len(logits) == 1:
-        return {names[0]: logits[0]}
+        return {names[0]: ensemble(logits)}
     size = max((each.shape[-2:] for each in logits), key=lambda size: size[0])
     return dict(zip(names, [*logits, ensemble([resize(each, size) for each in logits])], strict=True))
 

@@ -177,8 +177,8 @@ def test_what_is_fitted_lies_in_the_checkpoint_with_its_split(runs, tmp_path, ca
     assert "answers first" in said and "on 3 images" in said
     content = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
     assert content["crosscoop"]["fitted"]["split"] == "val" and content["crosscoop"]["fitted"]["num_images"] == 3
-    (fitted,) = (value for key, value in content["state_dict"].items() if "ensemble" in key)
-    assert (fitted != 1).any()
+    fitted = [value for key, value in content["state_dict"].items() if "ensemble" in key]
+    assert fitted and (fitted[0] != 1).any()
     crosscoop("test", "--run", tmp_path / "run", "--pictures.num_images 0")
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert record["miou"] == record["outputs"]["cascade"]["miou"] and 0 <= record["cascade"]["sent"] <= 1
@@ -197,12 +197,30 @@ def test_what_is_fitted_lies_in_the_checkpoint_with_its_split(runs, tmp_path, ca
     )
 
 
+def test_one_branch_of_a_pair_is_fitted(runs, tmp_path):
+    crosscoop("join", runs / "pair", "--branch bottom --ensemble weighted --output", tmp_path / "run")
+    fitted, alone = (
+        package.load(tmp_path / "run" / "best.ckpt"),
+        package.load(runs / "pair" / "best.ckpt", branch="bottom"),
+    )
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        (logits,), (plain,) = fitted.network.outputs(image).values(), alone.network(image)
+    scaled = plain.log_softmax(1) * fitted.network.ensemble.weight[0, :, None, None]
+    torch.testing.assert_close(logits, scaled + fitted.network.ensemble.bias[:, None, None])
+    assert (logits.argmax(1) != plain.argmax(1)).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("pair", "expected --output FOLDER"),
         ("pair --output pair", "which exists, expected a new folder"),
         ("pair --output new --cascade-loss 1 --cascade-cost 1", "got both --cascade-loss and --cascade-cost"),
+        ("pair single --branch top --output new", "--branch: got top of 2 runs, expected a single run"),
+        ("pair --branch left --output new", "--branch: got left, expected one of top, bottom"),
+        ("connected --branch top --output new", "got the branch top, which was trained with connections"),
+        ("pair --ensemble best --output new", "expected one of sum, mean_probability, weighted, most_confident"),
         ("pair --output new --cascade-cost 0.01", "the share of the cheapest branch"),
         ("single --output new --cascade-cost 0.5", "got a single branch"),
         ("pair connected --output new", "got the branch top, which was trained with connections"),
