@@ -54,6 +54,19 @@ def test_cross_pseudo_supervision_is_the_cross_entropy_with_the_others_classes(c
         assert float(losses[f"{name}_pseudo"].detach()) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_ensemble_teaches_its_own_branches():
+    logits = draw("top", "bottom")
+    mean = {"top": sum(logits.values()).detach() / 2}
+    learnt, expected = (
+        learn(MutualLearning(teacher=teacher), given)["bottom_mutual"]
+        for teacher, given in (("ensemble", logits), ("others", {**mean, "bottom": logits["bottom"]}))
+    )
+    torch.testing.assert_close(learnt, expected)
+    pseudo = learn(CrossPseudoSupervision(teacher="ensemble"), logits)["top_pseudo"]
+    picked = np.take_along_axis(probabilities(logits["top"]), mean["top"].numpy().argmax(1)[:, None], 1)
+    assert float(pseudo.detach()) == pytest.approx(-1.5 * np.log(picked).mean(), rel=1e-5)
+
+
 def test_self_training_learns_from_the_branch_itself():
     logits = draw("network")
     loss = learn(SelfTraining(weight=1.0), logits)["network_pseudo"]
@@ -87,6 +100,7 @@ def test_lessons_warm_up():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: MutualLearning(teacher="all"), "objective.teacher: got 'all', expected one of others, ensemble"),
         (lambda: MutualLearning(weight=-1), "objective.weight: got -1, expected 0 or more"),
         (lambda: MutualLearning(temperature=0), "objective.temperature: got 0, expected a number above 0"),
         (lambda: CrossPseudoSupervision(confidence=2), "objective.confidence: got 2, expected a probability"),

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,8 +12,11 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.training.objective.contract import Objective
 
 
+Teacher = Literal["others", "ensemble"]
+
+
 class Teaching(Objective):
-    """Each branch learns from the masks and from the predictions of every other branch.
+    """Each branch learns from the masks and from the predictions of the others, or of the ensemble of all.
 
     What it learns from the others is averaged over them and over all pixels, void and padding included.
 
@@ -20,24 +24,28 @@ class Teaching(Objective):
         weight: Factor on what the branches teach.
         warmup_steps: Training steps over which the factor rises linearly from 0, since branches that have not learnt
             anything yet teach errors.
+        teacher: Who teaches a branch: every other one (others), or the mean of all logits, its own included (ensemble;
+            Lan et al., NeurIPS 2018, https://arxiv.org/abs/1806.04606).
 
     Attributes:
         lesson_name: What is taught is logged as `BRANCH_LESSON`.
 
     Raises:
-        CrosscoopError: An argument is below 0.
+        CrosscoopError: A number is below 0, or the teacher is unknown.
     """
 
     teachers = True
     lesson_name: str
     step: Tensor
 
-    def __init__(self, weight: float, warmup_steps: int) -> None:
+    def __init__(self, weight: float, warmup_steps: int, teacher: Teacher = "others") -> None:
         super().__init__()
+        if teacher not in get_args(Teacher):
+            raise CrosscoopError(f"objective.teacher: got {teacher!r}, expected one of {', '.join(get_args(Teacher))}.")
         for option, value in (("weight", weight), ("warmup_steps", warmup_steps)):
             if not 0 <= value < float("inf"):
                 raise CrosscoopError(f"objective.{option}: got {value}, expected 0 or more.")
-        self.weight, self.warmup_steps = weight, warmup_steps
+        self.weight, self.warmup_steps, self.teacher = weight, warmup_steps, teacher
         self.register_buffer("step", torch.tensor(0))
 
     def forward(
@@ -61,7 +69,7 @@ class Teaching(Objective):
         return losses
 
     def choose(self, branch: str, teachers: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the logits that a branch learns from: those of all others.
+        """Return the logits that a branch learns from.
 
         Args:
             branch: Its name.
@@ -76,7 +84,7 @@ class Teaching(Objective):
                 "model.objective: got one branch, expected two or more that teach each other. List them in "
                 "network.branches, or use the objective SelfTraining or Supervised."
             )
-        return others
+        return others if self.teacher == "others" else [torch.stack(list(teachers.values())).mean(0)]
 
     @abstractmethod
     def lesson(self, own: Tensor, teacher: Tensor) -> Tensor:
@@ -98,15 +106,19 @@ class MutualLearning(Teaching):
         weight: Factor on the divergence.
         temperature: Divides the logits before the softmax; the divergence is multiplied by its square.
         warmup_steps: Training steps over which the factor rises linearly from 0.
+        teacher: `others`, or `ensemble`: the mean of all branches' logits (Lan et al., NeurIPS 2018,
+            https://arxiv.org/abs/1806.04606).
 
     Raises:
-        CrosscoopError: The weight or the warm-up is below 0, or the temperature is not above 0.
+        CrosscoopError: The weight or the warm-up is below 0, the temperature is not above 0, or the teacher is unknown.
     """
 
     lesson_name = "mutual"
 
-    def __init__(self, weight: float = 1.0, temperature: float = 1.0, warmup_steps: int = 0) -> None:
-        super().__init__(weight, warmup_steps)
+    def __init__(
+        self, weight: float = 1.0, temperature: float = 1.0, warmup_steps: int = 0, teacher: Teacher = "others"
+    ) -> None:
+        super().__init__(weight, warmup_steps, teacher)
         if not 0 < temperature < float("inf"):
             raise CrosscoopError(f"objective.temperature: got {temperature}, expected a number above 0.")
         self.temperature = temperature
@@ -133,15 +145,19 @@ class CrossPseudoSupervision(Teaching):
         weight: Factor on the cross entropy; the source has 1.5 on PASCAL VOC and 6 on Cityscapes.
         confidence: Probability from which a predicted class counts; 0 lets all count, as in the source.
         warmup_steps: Training steps over which the factor rises linearly from 0.
+        teacher: `others`, or `ensemble`: the mean of all branches' logits.
 
     Raises:
-        CrosscoopError: The weight or the warm-up is below 0, or the confidence is not from 0 to 1.
+        CrosscoopError: The weight or the warm-up is below 0, the confidence is not from 0 to 1, or the teacher is
+            unknown.
     """
 
     lesson_name = "pseudo"
 
-    def __init__(self, weight: float = 1.5, confidence: float = 0.0, warmup_steps: int = 0) -> None:
-        super().__init__(weight, warmup_steps)
+    def __init__(
+        self, weight: float = 1.5, confidence: float = 0.0, warmup_steps: int = 0, teacher: Teacher = "others"
+    ) -> None:
+        super().__init__(weight, warmup_steps, teacher)
         if not 0 <= confidence <= 1:
             raise CrosscoopError(f"objective.confidence: got {confidence}, expected a probability from 0 to 1.")
         self.confidence = confidence
