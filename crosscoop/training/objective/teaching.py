@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy, kl_div
 from crosscoop.errors import CrosscoopError
 from crosscoop.training.objective.contract import Objective
 
-
 Teacher = Literal["others", "ensemble"]
 
 
