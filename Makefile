@@ -9,7 +9,7 @@
 PYTHON ?= python3
 TORCH ?= torch torchvision
 BIN := .venv/bin
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test quick test-lowest lint benchmarks clean
 
@@ -22,15 +22,14 @@ demo: .venv/demo
 	@echo "To train again, remove runs/demo."
 
 test: .venv/dev
-	$(PYTEST) --nbmake --nbmake-timeout=600 notebooks tests --ignore tests/training/test_loggers.py
-	$(BIN)/python -m pytest tests/training/test_loggers.py # alone: W&B keeps a state per process
+	$(PYTEST)
 
 quick: .venv/dev
 	$(PYTEST) -m 'not slow and not command'
 
 test-lowest: BIN := .venv-lowest/python/bin
 test-lowest: .venv-lowest/dev
-	$(PYTEST) tests
+	$(PYTEST)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

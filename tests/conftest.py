@@ -1,27 +1,41 @@
-"""What several test files share: seeded tests on one thread, and a small pair of branches."""
+"""What several test files share: seeded tests on one thread, and a small pair of branches.
+
+Imports that take long wait for the tests: xdist's first process, which runs none, needs none of them.
+"""
 
 import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import tiny
-import torch
-from processes import Python, in_ranks
 
-from crosscoop import cli
-from crosscoop.network import CooperativeNetwork, create_network
+if TYPE_CHECKING:
+    from crosscoop.network import CooperativeNetwork
 
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: another number gives other roundings
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and elsewhere: another number rounds differently
 
-COMMANDS = (cli.main, tiny.crosscoop, Python, in_ranks, subprocess)
-"""What runs a command or starts a process. A test that reaches none of these is a unit test."""
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Let one more process than there are cores run tests, as some tests wait; each needs a gigabyte."""
+    return min((os.cpu_count() or 1) + 1, 4)
+
+
+@cache
+def _commands() -> tuple[Any, ...]:
+    """What runs a command or starts a process. A test that reaches none of these is a unit test."""
+    import tiny
+    from processes import Python, in_ranks
+
+    from crosscoop import cli
+
+    return cli.main, tiny.crosscoop, Python, in_ranks, subprocess
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _runs_commands(function: Any, seen: dict[Any, bool]) -> bool:
-    if any(function is each for each in COMMANDS):
+    if any(function is each for each in _commands()):
         return True
     function = inspect.unwrap((getattr(function, "hypothesis", None) and function.hypothesis.inner_test) or function)
     if not inspect.isfunction(function) or Path(__file__).parent not in Path(function.__code__.co_filename).parents:
@@ -60,6 +74,8 @@ def _names(code: CodeType) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -72,12 +88,15 @@ def _forget_own_modules() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_pair() -> Callable[..., CooperativeNetwork]:
+def make_pair() -> "Callable[..., CooperativeNetwork]":
     """Makes a cooperative network of 0.4 M parameters a branch; random in every parameter and every statistic, so
     that none is at a value (0, 1, an average) where a mistake would not show.
     """
+    import torch
 
-    def make(strategy: Any = "cross_c1_c2", fusion: Any = "add", **options: Any) -> CooperativeNetwork:
+    from crosscoop.network import create_network
+
+    def make(strategy: Any = "cross_c1_c2", fusion: Any = "add", **options: Any) -> "CooperativeNetwork":
         options = {"branches": ["test_resnet", "test_byobnet"], "num_classes": 5, "channels": 16, **options}
         network = create_network(strategy=strategy, fusion=fusion, **options)
         with torch.no_grad():

@@ -25,10 +25,12 @@ POPEN = subprocess.Popen
 class Python:
     """What `subprocess.Popen` is for a command `[sys.executable, ...]` with at most one pipe, for stdout or stderr.
 
-    The cells of an ablation and their commands are such processes, too, each a fork of the one that starts it.
+    The cells of an ablation, their commands and the ranks of these are such processes, too, each a fork of the one that
+    starts it.
     """
 
-    def __init__(self, args, *, stdin=None, stdout=None, stderr=None, env=None, start_new_session=False):
+    def __init__(self, args, *, stdin=None, stdout=None, stderr=None, env=None, cwd=None, start_new_session=False):
+        assert cwd is None
         ends = []
         for number, given in enumerate((stdout, stderr), 1):
             if given == subprocess.PIPE:
@@ -91,7 +93,7 @@ def _be_python(words, env, start_new_session, ignored, ends, nested):
     os.environ.clear()
     _begin({**env, "PYTHONPATH": os.pathsep.join(filter(None, [*FOLDERS, env.get("PYTHONPATH")]))})
     ablation = words[:2] == ["-m", "crosscoop.ablation.cell"] or words[:3] == ["-m", "crosscoop", "ablate"]
-    subprocess.Popen = Python if ablation else POPEN
+    subprocess.Popen = Python if ablation or nested else POPEN
     atexit._clear()  # what the server registered is the server's: W&B's would remove a folder that all share
     try:
         _run(words)

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import sys
+from dataclasses import replace
 from functools import cache
 
 import huggingface_hub.hub_mixin
@@ -25,7 +26,7 @@ from crosscoop.commands import push
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.export import hub, prepare
-from crosscoop.export.formats import FORMATS, write_onnx
+from crosscoop.export.formats import FORMATS, write_onnx, write_safetensors
 from crosscoop.export.parity import SIZES, parity, random_image
 from crosscoop.export.read import read_network
 from crosscoop.network.cooperative import by_name
@@ -34,9 +35,10 @@ from crosscoop.prediction.predictor import Predictor
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A trained run; look, but do not touch."""
+    """A trained run, whose top branch has two backbones; look, but do not touch."""
     folder = tmp_path_factory.mktemp("export") / "run"
-    tiny.fit(folder, "--data.resize [32,64]")
+    branches = "[{backbone: [test_resnet, test_byobnet]}, test_byobnet]"
+    tiny.fit(folder, "--data.resize [32,64]", f"--network.branches '{branches}'")
     return folder
 
 
@@ -103,9 +105,12 @@ def test_metadata(run, exported, format):
     assert about["version"] == package.__version__ and about["outputs"] == ["top", "bottom", "ensemble"]
     assert about["network"]["strategy"] == "cross_c1_c2" and about["network"]["num_classes"] == 12
     backbones = [branch.backbone for branch in read_network(run / "best.ckpt")[0].branches]
-    for name, backbone in zip(("top", "bottom"), backbones, strict=True):
-        for key in ("mean", "std"):
-            assert np.allclose(about["normalisation"][name][0][key], getattr(backbone, key).flatten())
+    parts = {"top": backbones[0].backbones, "bottom": backbones[1:]}
+    assert {name: len(each) for name, each in about["normalisation"].items()} == {"top": 2, "bottom": 1}
+    for name, given in about["normalisation"].items():
+        for statistics, backbone in zip(given, parts[name], strict=True):
+            for key in ("mean", "std"):
+                assert np.allclose(statistics[key], getattr(backbone, key).flatten())
     assert about["resize"] == [32, 64] and about["dataset"] == "Streets"
     assert about["figures"] == json.loads((run / "metrics.json").read_text())
     assert about["figures"]["protocol"]["evaluation"] == "whole images resized to 32 x 64"
@@ -191,20 +196,19 @@ def test_chosen_outputs_and_coarse_logits(run, exported, tmp_path, capsys):
 
 def test_a_difference_is_found(run, refused, tmp_path, monkeypatch):
     """The file of an export that differs never appears, and an earlier one stays."""
-    whole = prepare.fold_batch_norm
 
-    def broken(network):
-        folded = whole(network)
+    def write(path, network, about):
+        network = copy.deepcopy(network)
         with torch.no_grad():
-            folded.branches[1].classifier.bias[3] += 0.1
-        return folded
+            network.branches[1].classifier.bias[3] += 0.1
+        write_safetensors(path, network, about)
 
-    (tmp_path / "best.pt2").write_text("earlier")
-    monkeypatch.setattr(prepare, "fold_batch_norm", broken)
-    code, said = refused(run / "best.ckpt", "--format torch_export --output", tmp_path / "best.pt2")
+    earlier = tmp_path / "best.safetensors"
+    earlier.write_text("earlier")
+    monkeypatch.setitem(FORMATS, "safetensors", replace(FORMATS["safetensors"], write=write))
+    code, said = refused(run / "best.ckpt", "--format safetensors --output", earlier)
     assert code == 1 and "differs from" in said and "largest difference between probabilities" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["best.pt2"]
-    assert (tmp_path / "best.pt2").read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [earlier] and earlier.read_text() == "earlier"
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), 0.1, 1.0])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -86,33 +86,42 @@ def cut_at(monkeypatch, hook, times):
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("hook", "times", "options"), [
-    ("training_step", 9, "--last.every_n_steps 1"),  # within the second epoch
-    slow("training_step", 9, "--last.every_n_steps 1 --data.num_workers 2"),
-    slow("training_step", 10, "--last.every_n_steps 2 --trainer.accumulate_grad_batches 2"),
-    ("validation_step", 5, "--data.num_workers 1"),
-    slow("validation_step", 5, "--trainer.val_check_interval 0.5"),
-    slow("training_step", 11, "--last.every_n_steps 1 --trainer.val_check_interval 0.5"),
-    slow("training_step", 5, "--last.every_n_steps 1 --trainer.max_epochs -1 --trainer.max_steps 14"),
-    ("training_step", 8, "--trainer.max_epochs -1 --trainer.max_steps 14"),  # from the end of an epoch
-    slow("training_step", 8, "--last.every_n_steps 1 --trainer.check_val_every_n_epoch 2"),
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Gives the run of these options that was never broken off; look, but do not touch."""
+
+    @cache
+    def run(options):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        fit(folder, OPTIONS, options, EMA)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize(("hook", "times", "options", "own"), [  # own: what must not change the result
+    ("training_step", 9, "", "--last.every_n_steps 1"),  # within the second epoch
+    slow("training_step", 9, "", "--last.every_n_steps 1 --data.num_workers 2"),
+    slow("training_step", 10, "--trainer.accumulate_grad_batches 2", "--last.every_n_steps 2"),
+    ("validation_step", 5, "", "--data.num_workers 1"),
+    slow("validation_step", 5, "--trainer.val_check_interval 0.5", ""),
+    slow("training_step", 11, "--trainer.val_check_interval 0.5", "--last.every_n_steps 1"),
+    slow("training_step", 5, "--trainer.max_epochs -1 --trainer.max_steps 14", "--last.every_n_steps 1"),
+    ("training_step", 8, "--trainer.max_epochs -1 --trainer.max_steps 14", ""),  # from the end of an epoch
+    slow("training_step", 8, "--trainer.check_val_every_n_epoch 2", "--last.every_n_steps 1"),
 ])  # fmt: skip
-def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, hook, times, options):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fit(whole, OPTIONS, options, EMA)
+def test_resumed_run_is_the_uninterrupted_one(whole_run, tmp_path, monkeypatch, hook, times, options, own):
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, hook, times)
-        fit(parts, OPTIONS, options, EMA)
-    crosscoop("fit", "--run", parts, "--resume")
-    assert_same(whole, parts)
+        fit(tmp_path, OPTIONS, options, own, EMA)
+    crosscoop("fit", "--run", tmp_path, "--resume")
+    assert_same(whole_run(options), tmp_path)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(tmp_path, kills):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = f"{OPTIONS} --data.num_workers 1 --trainer.max_epochs {1 + kills} --last.every_n_steps 1"
+@pytest.mark.parametrize(("kills", "length"), [(2, ""), slow(20, "--trainer.max_epochs 21")])
+def test_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(whole_run, tmp_path, kills, length):
+    options = f"{OPTIONS} {length} --data.num_workers 1 --last.every_n_steps 1"
     options += f" --trainer.callbacks null {EMA}"  # not twice in a resumed run
-    fit(whole, options)
     prelude = """
 from crosscoop.training.task import CooperativeSegmentation as Task
 step = Task.training_step
@@ -120,20 +129,18 @@ Task.training_step = lambda *arguments: print("step", flush=True) or step(*argum
 """
     moments = random.Random(kills)
     for _ in range(kills):
-        process = in_a_process(parts, f"{options} --resume", prelude)
+        process = in_a_process(tmp_path, f"{options} --resume", prelude)
         lines = iter(process.pipe.readline, b"")
         assert all(b"step\n" in lines for _ in range(moments.randint(1, 6))), "the run has ended"
         time.sleep(moments.uniform(0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
         process.read()
         assert process.returncode == -signal.SIGKILL
-    crosscoop("fit", "--run", parts, "--resume")
-    assert_same(whole, parts)
+    crosscoop("fit", "--run", tmp_path, "--resume")
+    assert_same(whole_run(length), tmp_path)
 
 
-def test_checkpoint_half_written_does_not_count(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fit(whole, OPTIONS, EMA)
+def test_checkpoint_half_written_does_not_count(whole_run, tmp_path):
     prelude = (
         "import os, signal, torch\nwrite, calls = torch.save, []\n"
         + """
@@ -147,26 +154,25 @@ def save(content, file):
 torch.save = save
 """
     )
-    process = in_a_process(parts, f"{OPTIONS} {EMA}", prelude)
+    process = in_a_process(tmp_path, f"{OPTIONS} {EMA}", prelude)
     process.read()
     assert process.returncode == -signal.SIGKILL
-    assert len(list(parts.glob(".*.ckpt"))) == 1
-    crosscoop("fit", "--run", parts, "--resume")
-    assert list(parts.glob(".*.ckpt")) == []
-    assert_same(whole, parts)
+    assert len(list(tmp_path.glob(".*.ckpt"))) == 1
+    crosscoop("fit", "--run", tmp_path, "--resume")
+    assert list(tmp_path.glob(".*.ckpt")) == []
+    assert_same(whole_run(""), tmp_path)
 
 
 # -- signals
 
 
-@pytest.mark.parametrize(("number", "where", "options"), [
-    (signal.SIGTERM, "training_step", "--data.num_workers 1"),
-    (signal.SIGUSR1, "validation_step", ""),
-    (signal.SIGINT, "training_step", "--trainer.accumulate_grad_batches 2"),
+@pytest.mark.parametrize(("number", "where", "options", "own"), [
+    (signal.SIGTERM, "training_step", "", "--data.num_workers 1"),
+    (signal.SIGUSR1, "validation_step", "", ""),
+    (signal.SIGINT, "training_step", "--trainer.accumulate_grad_batches 2", ""),
 ])  # fmt: skip
-def test_signal_saves_the_state_and_says_how_to_go_on(tmp_path, number, where, options):
-    whole, parts = tmp_path / "whole", tmp_path / "a run"
-    fit(whole, OPTIONS, options, EMA)
+def test_signal_saves_the_state_and_says_how_to_go_on(whole_run, tmp_path, number, where, options, own):
+    parts = tmp_path / "a run"
     prelude = f"""
 import os
 from crosscoop.training.task import CooperativeSegmentation as Task
@@ -178,14 +184,14 @@ def signalled(*arguments):
     return step(*arguments)
 Task.{where} = signalled
 """
-    process = in_a_process(parts, f"{OPTIONS} {options} {EMA}", prelude)
+    process = in_a_process(parts, f"{OPTIONS} {options} {own} {EMA}", prelude)
     output = process.read()
     assert process.returncode == 128 + number, output
     assert f"crosscoop fit --run '{parts}' --resume" in output and "Traceback" not in output
     step = {"training_step": 3, "validation_step": 6}[where] // (2 if "accumulate" in options else 1)
     assert load(parts / "last.ckpt")["global_step"] == step + ("accumulate" in options)
     crosscoop("fit", "--run", parts, "--resume")
-    assert_same(whole, parts)
+    assert_same(whole_run(options), parts)
 
 
 def test_signal_before_the_first_step_leaves_a_run_to_begin(tmp_path):
@@ -341,19 +347,18 @@ Task.validation_step = fill
 
 
 def test_moved_run_goes_on_with_its_best_score(tmp_path, monkeypatch):
-    whole, before, after = tmp_path / "whole", tmp_path / "before", tmp_path / "after"
+    before, after = tmp_path / "before", tmp_path / "after"
     options = f"{OPTIONS} --checkpoint.mode min"  # the best is the first
-    fit(whole, options)
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, "training_step", 14)  # in the last epoch
         fit(before, options)
     before.rename(after)
     crosscoop("fit", "--run", after, "--resume")
-    states = [next(state for key, state in load(folder / "last.ckpt")["callbacks"].items() if "monitor" in key)
-              for folder in (whole, after)]  # fmt: skip
-    assert states[0]["best_model_score"] == states[1]["best_model_score"] and not before.exists()
-    assert states[1]["best_model_path"] == str(after / "best.ckpt")
-    assert load(whole / "best.ckpt")["global_step"] == load(after / "best.ckpt")["global_step"] == 6
+    (state,) = (state for key, state in load(after / "last.ckpt")["callbacks"].items() if "monitor" in key)
+    scores = [float(row["val/miou/ensemble"]) for row in read_history(after)]
+    assert len(scores) == 3 and min(scores) == scores[0] < min(scores[1:])
+    assert float(state["best_model_score"]) == pytest.approx(scores[0]) and not before.exists()
+    assert state["best_model_path"] == str(after / "best.ckpt") and load(after / "best.ckpt")["global_step"] == 6
 
 
 def test_checkpoint_before_a_runs_configuration_counts(tmp_path):

@@ -1,4 +1,7 @@
-"""What Weights & Biases, TensorBoard and CSV get of a run, read back as their own viewers would."""
+"""What Weights & Biases, TensorBoard and CSV get of a run, read back as their own viewers would.
+
+W&B, which keeps a state per process, runs in processes of its own.
+"""
 
 import csv
 import json
@@ -72,14 +75,12 @@ def items(message):
 @pytest.fixture(scope="module")
 def wandb_run(tmp_path_factory):
     """The folder of a run of two epochs, the rows of its offline history, its configuration, and its files."""
-    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("wandb")
     folder = tmp_path_factory.mktemp("wandb") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder.parent)
-        patch.setenv("WANDB_SILENT", "true")
-        options = logger("WandbLogger", offline="true", project="t")
-        fit(folder, options, EVERY_STEP, "--trainer.max_epochs 2 --pictures.num_images 2")
-        wandb.finish()
+    options = f"{logger('WandbLogger', offline='true', project='t')} {EVERY_STEP} --trainer.max_epochs 2"
+    process = in_a_process(folder, f"{options} --pictures.num_images 2", f"import os; os.chdir({str(folder.parent)!r})")
+    output = process.read()
+    assert process.returncode == 0, output
     assert {path.name for path in folder.parent.iterdir()} == {"run"}
     (offline,) = (folder / "wandb").glob("offline-run-*")
     (log,) = offline.glob("run-*.wandb")
@@ -137,24 +138,24 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("way", ["no server", "silent server", "no key"])
-def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_path, monkeypatch, capsys, way):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_path, monkeypatch, way):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    output = ""
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         if way == "no key":
             threading.Thread(target=server.serve_forever, daemon=True).start()
         port = 9 if way == "no server" else server.server_port
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setattr(wandb.api, "_api_key", None, raising=False)
         monkeypatch.setenv("HOME", str(tmp_path))  # no login
         for epochs in (1, 2):
-            fit(tmp_path / "run", logger("WandbLogger", project="t"), f"--resume --trainer.max_epochs {epochs}")
-            wandb.finish()
-            monkeypatch.delenv("WANDB_MODE")  # which Lightning sets
+            options = f"{logger('WandbLogger', project='t')} --resume --trainer.max_epochs {epochs}"
+            process = in_a_process(tmp_path / "run", options)
+            output += process.read()
+            assert process.returncode == 0, output
         if way == "no key":
             server.shutdown()
-    output = capsys.readouterr().out
     assert output.count(f"wandb sync {tmp_path}/run/wandb/offline-run-*") == 2
     assert ("API key" if way == "no key" else "cannot be reached") in output
     runs = [path.name.split("-")[3] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
@@ -163,8 +164,7 @@ def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_
 
 def test_wandb_whose_server_refuses_is_kept_on_disk(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    for name in ("WANDB_MODE", "WANDB_SERVICE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
@@ -181,8 +181,7 @@ def test_wandb_whose_server_refuses_is_kept_on_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["no server", pytest.param("offline", marks=pytest.mark.slow)])
 def test_death_of_wandbs_process_does_not_end_training(tmp_path, monkeypatch, way):
     pytest.importorskip("wandb")
-    for name in ("WANDB_MODE", "WANDB_SERVICE"):  # the latter is this process's own
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     kill = """
