@@ -54,7 +54,9 @@ def unreachable() -> str | None:
         pass  # the server responds
     except (OSError, ValueError) as error:
         return f"{address} cannot be reached ({error})"
-    return None if wandb.api.api_key else "no API key (WANDB_API_KEY, or wandb login)"
+    key = wandb.api.api_key
+    leave_wandb()  # which has now read the environment, before Lightning makes the run offline there
+    return None if key else "no API key (WANDB_API_KEY, or wandb login)"
 
 
 def forgive(logger: WandbLogger) -> None:

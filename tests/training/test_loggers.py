@@ -140,6 +140,7 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.mark.parametrize("way", ["no server", "silent server", "no key"])
 def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_path, monkeypatch, way):
     pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     output = ""
