@@ -43,6 +43,7 @@ class Backbone(nn.Module):
             or `.pth` file in timm's format.
 
     Attributes:
+        name: Name of the architecture: timm's, without the tag of its weights.
         low_channels: Channels of `low`.
         high_channels: Channels of `high`.
         stride: Stride of `high`.
@@ -66,6 +67,7 @@ class Backbone(nn.Module):
         pretrained: bool | str = False,
     ) -> None:
         super().__init__()
+        self.name = name.rpartition(":")[2].partition(".")[0]
         download = pretrained is True
         options: dict[str, Any] = {}
         swin = name.rpartition(":")[2].startswith("swin")  # some of them drop incomplete patches
@@ -261,6 +263,7 @@ class SummedBackbones(nn.Module):
         backbones: The backbones, with the same output stride.
 
     Attributes:
+        name: Their names, joined by `+`.
         low_channels: Channels of `low`.
         high_channels: Channels of `high`.
         stride: Stride of `high`.
@@ -269,6 +272,7 @@ class SummedBackbones(nn.Module):
 
     def __init__(self, backbones: Sequence[Backbone]) -> None:
         super().__init__()
+        self.name = " + ".join(backbone.name for backbone in backbones)
         self.low_channels = max(backbone.low_channels for backbone in backbones)
         self.high_channels = max(backbone.high_channels for backbone in backbones)
         self.stride = backbones[0].stride
