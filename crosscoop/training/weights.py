@@ -294,8 +294,8 @@ def _read_foreign(source: Source, num_classes: int) -> Trained:
                 )
             return Trained(source, named, [{"head": head}], {}, frozenset() if same else classifiers)
     raise CrosscoopError(
-        f"network.weights: {path} has the weights {shorten(weights)}; expected those of a network of crosscoop, of "
-        "smp's DeepLabV3Plus or of mmsegmentation's deeplabv3plus. The weights of a backbone belong to network.pretrained."
+        f"network.weights: {path} has the weights {shorten(weights)}; expected those of a network of crosscoop, "
+        "smp's DeepLabV3Plus or mmsegmentation's deeplabv3plus. A backbone's weights belong to network.pretrained."
     )
 
 
