@@ -346,4 +346,4 @@ def _parts(keys: Collection[str], all_keys: Collection[str], names: Sequence[str
         first, *rest = part.split(".")
         group, name = (names[int(rest[0])], rest[1]) if first == "branches" else (first.rstrip("s"), "".join(rest))
         groups.setdefault(group, []).append(name if number == total[part] else f"{name} ({number} of {total[part]})")
-    return "; ".join(f"{group}: {', '.join(names)}" for group, names in groups.items()) or "nothing"
+    return "; ".join(f"{group}: {', '.join(names)}".removesuffix(": ") for group, names in groups.items()) or "nothing"
