@@ -28,7 +28,7 @@ def tiny(request, monkeypatch):
     create = timm.create_model
 
     def smaller(*args, **options):
-        network = create(*args, **{**small, **options})
+        network = create(*args, **({**small, **options} if args[0] == name else options))
         for value in network.state_dict().values():
             if value.is_floating_point():
                 value.add_(0.1 * torch.randn_like(value))
@@ -99,3 +99,13 @@ def test_convolutional_and_transformer_branch_exchange_and_train(transformer):
     with torch.no_grad():
         network.branches[1].backbone.network.network.patch_embed.proj.weight.add_(1)
     assert not torch.equal(network(image)[0], before[0]), "an exchange leads from the transformer to the other branch"
+
+
+def test_pair_exports_with_dynamic_sizes(tiny):
+    network, dynamic = create_network(["test_resnet", tiny], 5, channels=16).eval(), torch.export.Dim.DYNAMIC
+    sizes = {"image": {0: dynamic, 2: dynamic, 3: dynamic}}
+    program = torch.export.export(network, (torch.rand(2, 3, 97, 131),), dynamic_shapes=sizes).module()
+    for size in ((1, 64, 64), (3, 65, 98), (1, 161, 50)):
+        image = torch.rand(size[0], 3, *size[1:])
+        for actual, expected in zip(program(image), network(image), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
