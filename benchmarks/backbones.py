@@ -88,8 +88,8 @@ def table(rows: Iterable[Mapping[str, str]]) -> str:
     lines = [" | ".join(COLUMNS), " | ".join(["---", "---", *["---:"] * 5, "---"])]
     for each in rows:
         reason = re.split(r"[;.] ", each["reason"])[0].removeprefix(f"Backbone {each['backbone']!r} ")
-        lines.append(" | ".join({**each, "reason": reason.replace("|", "/")}.values()))
-    return "\n".join(f"| {line} |".replace("|  |", "| |") for line in lines)
+        lines.append(" | ".join(value or "-" for value in {**each, "reason": reason}.values()))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def read() -> list[dict[str, str]]:
