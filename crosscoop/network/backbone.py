@@ -59,6 +59,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    network: Any
 
     def __init__(
         self,

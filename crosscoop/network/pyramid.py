@@ -103,7 +103,7 @@ class RelativePositions(nn.Module):
             columns: Its width.
         """
         height, width = (2 * side - 1 for side in self.window)
-        grid = self.table[:-3].T.unflatten(1, (height, width))[None]
+        grid = self.table[:-3].T.reshape(1, -1, height, width)
         (grid,) = functional.interpolate(grid, (2 * rows - 1, 2 * columns - 1), mode="bicubic", align_corners=False)
         down, right = (torch.arange(side, device=grid.device) for side in (rows, columns))
         bias = grid[:, down[:, None] - down + rows - 1][..., right[:, None] - right + columns - 1]
