@@ -75,7 +75,7 @@ class SimpleFeaturePyramid(nn.Module):
             (feature,) = self.network.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)
         else:
             tokens = self.network.patch_embed(image)
-            tokens = torch.cat([self.network.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.network.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
             for block, positions in zip(self.network.blocks, self.positions, strict=True):
                 tokens = block(tokens, shared_rel_pos_bias=positions(rows, columns))
             feature = self.network.norm(tokens)[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
