@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from crosscoop.ablation.grid import Cell
+from crosscoop.checkpoints.about import without_start
 from crosscoop.data import SegmentationData
 from crosscoop.data.datamodule import open_data
 from crosscoop.errors import CrosscoopError
@@ -116,7 +117,7 @@ def planned_steps(trainer: dict[str, Any], steps_per_epoch: int) -> int | None:
 
 def _network(cell: Cell, num_classes: int) -> CooperativeNetwork:
     try:
-        return create_network(**{**cell.config.get("network", {}), "num_classes": num_classes, "pretrained": False})
+        return create_network(**{**without_start(cell.config.get("network", {})), "num_classes": num_classes})
     except TypeError as error:
         expected = "the options that `crosscoop fit --help` lists for network"
         raise CrosscoopError(f"network: {error}; expected {expected}.") from error

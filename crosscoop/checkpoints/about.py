@@ -11,6 +11,9 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.outputs import output_names
 
+START = ("pretrained", "weights")
+"""Options of a network that only say with which weights its training started."""
+
 
 @dataclass(frozen=True)
 class About:
@@ -18,7 +21,7 @@ class About:
 
     Attributes:
         version: Version of crosscoop that wrote it.
-        network: The arguments of `create_network`, without `pretrained`.
+        network: The arguments of `create_network`, without those of `START`.
         normalisation: Mean and standard deviation that each branch applies to its input, by branch name: one entry per
             backbone.
         outputs: Names of the outputs, in order.
@@ -80,11 +83,10 @@ def about_checkpoint(path: str | Path, content: Mapping[str, Any], network: Coop
     from crosscoop.version import __version__
 
     own = content["crosscoop"]
-    options = {key: value for key, value in own["config"]["network"].items() if key != "pretrained"}
     names = output_names(len(network.branches))
     return About(
         version=__version__,
-        network={**options, "num_classes": len(own["class_names"])},
+        network={**without_start(own["config"]["network"]), "num_classes": len(own["class_names"])},
         normalisation={
             name: branch.backbone.normalisation for name, branch in zip(names, network.branches, strict=False)
         },
@@ -95,6 +97,11 @@ def about_checkpoint(path: str | Path, content: Mapping[str, Any], network: Coop
         dataset=own["config"]["data"]["dataset"]["class_path"].rpartition(".")[2],
         figures=_figures(Path(path), content),
     )
+
+
+def without_start(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a network that a checkpoint contains the weights of."""
+    return {key: value for key, value in options.items() if key not in START}
 
 
 def about_alone(about: About, network: CooperativeNetwork, branch: int) -> About:

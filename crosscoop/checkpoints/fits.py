@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from crosscoop.checkpoints.about import without_start
 from crosscoop.checkpoints.read import read_checkpoint, written_by
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
@@ -42,7 +43,7 @@ def check_fits(
     content = read_checkpoint(path)
     about = content["crosscoop"]
     before = about["config"]
-    found = differences(before["network"], config["network"], "network", set(before["network"]) - {"pretrained"})
+    found = differences(before["network"], config["network"], "network", without_start(before["network"]))
     if training:
         found += differences(before.get("model") or {}, config["model"], "model", RESTORED)
     if list(about["class_names"]) != list(class_names):

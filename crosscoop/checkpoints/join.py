@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from crosscoop.checkpoints.about import without_start
 from crosscoop.checkpoints.read import read_checkpoint, read_checkpoint_network
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
@@ -41,7 +42,7 @@ def joined(
             index = branch_names(len(entries)).index(branch)
             entries, networks = [entries[index]], [networks[0].alone(index)]
         options = {**options, "branches": entries, "strategy": "none"}
-    config["network"] = {**options, "ensemble": ensemble, "cascade": None, "pretrained": False}
+    config["network"] = {**without_start(options), "ensemble": ensemble, "cascade": None}
     config["model"].pop("objective", None)  # it may have parameters of other branches
     network = create_network(**config["network"], num_classes=len(contents[0]["class_names"]))
     weights = {key: value for key, value in network.state_dict().items() if key.startswith("ensemble.")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crosscoop.checkpoints.about import About, about_checkpoint
+from crosscoop.checkpoints.about import About, about_checkpoint, without_start
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.create import create_network
@@ -22,8 +22,7 @@ def read_checkpoint_network(path: str | Path) -> tuple[CooperativeNetwork, About
     """
     content = read_checkpoint(path)
     own = content["crosscoop"]
-    options = {**own["config"]["network"], "pretrained": False}  # the checkpoint contains all weights
-    network = create_network(**options, num_classes=len(own["class_names"]))
+    network = create_network(**without_start(own["config"]["network"]), num_classes=len(own["class_names"]))
     weights = [(key, value) for key, value in content["state_dict"].items() if key.startswith("network.")]
     try:
         network.load_state_dict({key.removeprefix("network."): value for key, value in weights})

@@ -26,7 +26,6 @@ from crosscoop.data import SegmentationData
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.files import expanded
-from crosscoop.network import create_network
 from crosscoop.network.precision import note_emulated_bfloat16
 from crosscoop.training.callbacks import (
     LastCheckpoint,
@@ -51,6 +50,7 @@ from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 from crosscoop.training.task import CooperativeSegmentation
 from crosscoop.training.trainer_options import check_options, components
 from crosscoop.training.wandb_runs import forgive, keep_wandb_run
+from crosscoop.training.weights import network_to_train
 
 QUIET = {
     "validate": ["--verbose=false"],  # RunFolder prints the table instead
@@ -68,7 +68,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--resume", action="store_true", help="Resume from the run's last checkpoint, if there is one."
         )
-        parser.add_class_arguments(class_from_function(create_network), "network", sub_configs=True)
+        parser.add_class_arguments(class_from_function(network_to_train), "network", sub_configs=True)
         parser.add_class_arguments(Inference, "inference", sub_configs=True)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
@@ -76,6 +76,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionImages, "pictures")
         parser.add_lightning_class_args(OutputComparison, "comparison")
         parser.link_arguments("data.dataset.num_classes", "network.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.dataset.class_names", "network.class_names", apply_on="instantiate")
         parser.link_arguments("data.dataset.class_names", "model.class_names", apply_on="instantiate")
         parser.link_arguments("network", "model.network", apply_on="instantiate")
         parser.link_arguments("inference", "model.inference", apply_on="instantiate")
@@ -128,8 +129,8 @@ class TrainingCLI(LightningCLI):
                 )
             if config.resume or (requeued and not config.ckpt_path):
                 config.ckpt_path = newest_whole(run) or config.ckpt_path
-        else:
-            config.network.pretrained = False  # the checkpoint contains all weights
+        if config.ckpt_path or self.subcommand != "fit":  # the checkpoint contains all weights
+            config.network.pretrained, config.network.weights = False, None
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run)
         further = further_checkpoints(config.checkpoint)

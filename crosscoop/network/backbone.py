@@ -1,4 +1,4 @@
-"""The backbone: any timm network with a feature map at stride 4."""
+"""The backbone: any timm network with a feature map at stride 4, or a plain vision transformer."""
 
 import difflib
 import importlib
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.layers import resize
+from crosscoop.network.pyramid import STRIDE, SimpleFeaturePyramid, is_plain
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of which a network may require height and width to be multiples; more would mean computing mostly padding."""
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
             or `.pth` file in timm's format.
 
     Attributes:
+        name: Name of the architecture: timm's, without the tag of its weights.
         low_channels: Channels of `low`.
         high_channels: Channels of `high`.
         stride: Stride of `high`.
@@ -57,6 +59,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    network: Any
 
     def __init__(
         self,
@@ -66,7 +69,32 @@ class Backbone(nn.Module):
         pretrained: bool | str = False,
     ) -> None:
         super().__init__()
-        download = pretrained is True
+        self.name = name.rpartition(":")[2].partition(".")[0]
+        if is_plain(_known(name)):
+            self._plain(name, output_stride, depth, pretrained)
+        else:
+            self._hierarchical(name, output_stride, depth, pretrained)
+
+    def _plain(self, name: str, output_stride: int, depth: int | None, pretrained: bool | str) -> None:
+        """Create a plain vision transformer with a feature pyramid."""
+        if depth is not None:
+            raise CrosscoopError(
+                f"Backbone {name!r}: got depth {depth}, but all blocks of a plain vision transformer have the same "
+                "stride. Leave depth out."
+            )
+        options = {"features_only": False, "num_classes": 0}
+        if not _known(name).startswith("beit") or _known(name).startswith("beit3"):
+            options["dynamic_img_size"] = True
+        network = _create(name, pretrained is True, options)
+        if isinstance(pretrained, str):
+            _load_file(network, name, Path(pretrained))
+        self._normalise(network.pretrained_cfg)
+        self.network = SimpleFeaturePyramid(network, output_stride)
+        self.low_channels, self.high_channels = self.network.channels
+        self.low_index, self.stride, self.multiple, self.channels_last = 0, output_stride, STRIDE, False
+
+    def _hierarchical(self, name: str, output_stride: int, depth: int | None, pretrained: bool | str) -> None:
+        """Create a network with features at several strides."""
         options: dict[str, Any] = {}
         swin = name.rpartition(":")[2].startswith("swin")  # some of them drop incomplete patches
         if swin:
@@ -81,7 +109,7 @@ class Backbone(nn.Module):
                     f"Backbone {name!r}: got depth {depth}, expected 2 to {skipped + len(known.out_indices)} halvings."
                 )
             options["out_indices"] = tuple(known.out_indices[: depth - skipped])
-        self.network = _create(name, download, options)
+        self.network = _create(name, pretrained is True, options)
         strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
         if 4 not in strides:
             raise CrosscoopError(
@@ -99,7 +127,10 @@ class Backbone(nn.Module):
         self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
         if isinstance(pretrained, str):
             _load_file(self.network, name, Path(pretrained))
-        config = self.network.pretrained_cfg
+        self._normalise(self.network.pretrained_cfg)
+
+    def _normalise(self, config: dict[str, Any]) -> None:
+        """Set the statistics with which images are normalised."""
         self.normalisation = [{key: [float(value) for value in config[key]] for key in ("mean", "std")}]
         for key, statistics in self.normalisation[0].items():
             self.register_buffer(key, torch.tensor(statistics).view(1, 3, 1, 1), persistent=False)
@@ -136,8 +167,8 @@ def _crop(feature: Tensor, height: int, width: int, stride: int) -> Tensor:
     return feature.index_select(2, rows).index_select(3, columns)
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    """Create timm's feature network, with errors that refer to the options of this package."""
+def _known(name: str) -> str:
+    """Return the name of a network in timm's registry, to which the module in front of it is imported first."""
     module, _, timm_name = name.rpartition(":")
     if module:
         try:
@@ -150,13 +181,19 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
         similar = difflib.get_close_matches(timm_name.partition(".")[0], timm.list_models(), n=8)
         hint = f"Similar names: {', '.join(similar)}." if similar else "`timm.list_models()` lists all names."
         raise CrosscoopError(f"network.branches: got {timm_name!r}, expected the name of a timm network. {hint}")
+    return timm_name
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    """Create timm's feature network, with errors that refer to the options of this package."""
+    timm_name = _known(name)
     try:
         timm.get_pretrained_cfg(timm_name)
     except RuntimeError as error:
         known = timm.list_pretrained(f"{timm_name.partition('.')[0]}.*")
         raise CrosscoopError(f"network.branches: {error} Expected one of {', '.join(known)}.") from error
     try:
-        return timm.create_model(timm_name, features_only=True, pretrained=pretrained, **options)
+        return timm.create_model(timm_name, pretrained=pretrained, **{"features_only": True, **options})
     except (TypeError, AssertionError) as error:  # what networks without dilation raise, the second without a message
         if "output_stride" not in options or (isinstance(error, TypeError) and "output_stride" not in str(error)):
             raise
@@ -261,6 +298,7 @@ class SummedBackbones(nn.Module):
         backbones: The backbones, with the same output stride.
 
     Attributes:
+        name: Their names, joined by `+`.
         low_channels: Channels of `low`.
         high_channels: Channels of `high`.
         stride: Stride of `high`.
@@ -269,6 +307,7 @@ class SummedBackbones(nn.Module):
 
     def __init__(self, backbones: Sequence[Backbone]) -> None:
         super().__init__()
+        self.name = " + ".join(backbone.name for backbone in backbones)
         self.low_channels = max(backbone.low_channels for backbone in backbones)
         self.high_channels = max(backbone.high_channels for backbone in backbones)
         self.stride = backbones[0].stride

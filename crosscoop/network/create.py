@@ -12,8 +12,17 @@ from crosscoop.network.deeplabv3plus import DeepLabV3Plus
 from crosscoop.network.ensemble import get_ensemble
 from crosscoop.network.fusion import FusionFactory, get_fusion
 from crosscoop.network.lookup import find
+from crosscoop.network.mmseg import MmsegDeepLabV3Plus
 from crosscoop.network.outputs import branch_names
+from crosscoop.network.smp import SmpDeepLabV3Plus
 from crosscoop.network.strategy import Strategy, get_strategy
+
+HEADS: dict[str, type[Branch]] = {
+    "deeplabv3plus": DeepLabV3Plus,
+    "deeplabv3plus_smp": SmpDeepLabV3Plus,
+    "deeplabv3plus_mmseg": MmsegDeepLabV3Plus,
+}
+"""The branches that the package provides."""
 
 
 def create_network(
@@ -35,7 +44,8 @@ def create_network(
         branches: The timm name of each branch's backbone, top first; `module:name` for one that the module registers
             with timm. `{backbone: NAME, depth: 4}` stops after 4 halvings, for backbones that cannot dilate;
             `{backbone: [NAME, NAME]}` sums the features of several backbones in front of one ASPP and decoder;
-            `{backbone: NAME, class_path: my_file.MyBranch, init_args: {...}}` is your own `crosscoop.Branch`.
+            `{backbone: NAME, class_path: my_file.MyBranch, init_args: {...}}` is your own `crosscoop.Branch`;
+            `class_path: deeplabv3plus_smp` or `deeplabv3plus_mmseg` takes the weights of those libraries.
         num_classes: Channels of the logits.
         strategy: none, one_way, cross, cross_c1, cross_c2 or cross_c1_c2; or the import path of your own
             `crosscoop.Strategy`, or its fields: `{points: [aspp, decoder], direction: both}`.
@@ -114,7 +124,7 @@ def _branch(
 ) -> Branch:
     """Create a branch: DeepLabV3+ with the options that all heads share, or a user-defined one with its arguments."""
     name, arguments = fields.get("class_path", "deeplabv3plus"), fields.get("init_args") or {}
-    branch = find(name, {"deeplabv3plus": DeepLabV3Plus}, "network.branches")
+    branch = find(name, HEADS, "network.branches")
     if not (isinstance(branch, type) and issubclass(branch, Branch)):
         raise CrosscoopError(f"network.branches: {name!r} is {branch!r}, expected a subclass of crosscoop.Branch.")
     try:

@@ -197,7 +197,7 @@ def test_statistics_are_no_part_of_a_checkpoint():
         ("zzzzzz", {}, "`timm.list_models\\(\\)` lists all names"),
         ("test_resnet.in22k", {}, "Invalid pretrained tag .* Expected one of test_resnet.r160_in1k"),
         ("no_such_module:mine", {}, "module 'no_such_module' cannot be imported .* PYTHONPATH"),
-        ("test_vit", {"depth": 4}, r"features at strides \[16\]; the decoder needs one at stride 4"),
+        ("test_vit", {"depth": 4}, r"got depth 4, but all blocks of a plain vision transformer have the same stride"),
         ("ghostnet_050", {}, "cannot dilate to output stride 16"),
         ("test_resnet", {"depth": 3}, "ends at stride 8, expected output stride 16. Set depth to 4"),
         ("test_resnet", {"depth": 6}, "got depth 6, expected 2 to 5"),
