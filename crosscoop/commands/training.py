@@ -201,6 +201,8 @@ def main(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the process's own, plus a config
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it contains config.yaml
 
+    warnings.filterwarnings("ignore", r"\s*(Dump of a value that does not round-trip|Instantiating a subclass spec)")
+
     give_defaults()
 
     class OneCommand(TrainingCLI):

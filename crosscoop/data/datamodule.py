@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from crosscoop.data.augment import Augmentation, cutmix
+from crosscoop.data.balance import ClassBalance, count_classes
 from crosscoop.data.check import check_classes, check_headers
 from crosscoop.data.dataset import Sample, SegmentationDataset, check_palette
 from crosscoop.data.datasets.streets import Streets
@@ -22,6 +23,7 @@ from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.prepared import prepared_samples
 from crosscoop.data.samplers import EvaluationSampler, MixedSampler, TrainingLoader, TrainingSampler
 from crosscoop.data.samples import MissingFilesError
+from crosscoop.data.transforms import Transforms
 from crosscoop.data.unlabelled import ImageSample, divide
 from crosscoop.errors import CrosscoopError
 
@@ -39,6 +41,11 @@ class SegmentationData(pl.LightningDataModule):
         scale: Smallest and largest factor of the random scale in training.
         flip: Mirror images at random in training.
         photometric: Jitter colours in training.
+        transforms: albumentations' transforms of the crops in training, in order: names, or
+            `{class_path: CLAHE, init_args: {p: 0.2}}`; or the class path of your own. Teachers receive them as well.
+        crop: Scale, crop and flip before `transforms`; false leaves all three to them (`RandomResizedCrop`).
+        balance: Draw every class equally often: a class, then a labelled image that contains it, then a crop around a
+            random pixel of it. Decodes all training masks before training.
         unlabelled: Images to train on without masks, for objectives such as CrossPseudoSupervision: a share of the
             training split whose masks are not used, such as 0.875, drawn by the seed; or a list file that names
             images of the training split or other image files, one per line; or a folder of images. An epoch is then
@@ -73,6 +80,9 @@ class SegmentationData(pl.LightningDataModule):
         scale: tuple[float, float] = (0.5, 2.0),
         flip: bool = True,
         photometric: bool = False,
+        transforms: Sequence[str | dict[str, Any]] = (),
+        crop: bool = True,
+        balance: bool = False,
         unlabelled: float | str | None = None,
         unlabelled_ratio: float = 1.0,
         strong: bool = False,
@@ -113,6 +123,11 @@ class SegmentationData(pl.LightningDataModule):
         self.unlabelled, self.unlabelled_ratio, self.strong, self.cutmix = unlabelled, unlabelled_ratio, strong, cutmix
         check_palette(dataset)
         self.dataset = dataset
+        if not (crop or transforms):
+            raise CrosscoopError(
+                "data.crop: got false without data.transforms, expected transforms that make crops of data.crop_size."
+            )
+        self.transforms, self.crop, self.balance = transforms, crop, balance
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
         self.skip_bad_samples, self.check = skip_bad_samples, check
@@ -133,16 +148,22 @@ class SegmentationData(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Prepare the data on disk and, before training, check all files; once per machine."""
         self.dataset.prepare()
-        if self.check and self.trainer and self.trainer.state.fn == "fit":
-            self._check()
+        if self.trainer and self.trainer.state.fn == "fit":
+            self._transforms()
+            if self.check:
+                self._check()
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Return a loader of augmented crops of the training split, and of unlabelled images."""
         labelled, unlabelled = self._training_samples()
-        augmentation = Augmentation(self.crop_size, self.scale, self.flip, self.photometric, self.strong, self.cutmix)
+        augmentation = Augmentation(
+            self.crop_size, self.scale, self.flip, self.photometric, self.strong, self.cutmix, self._transforms()
+        )
+        classes = self.dataset.num_classes
+        balance = ClassBalance(count_classes(labelled, classes)) if self.balance else None
         training_set = TrainingSet(
-            [*labelled, *unlabelled], augmentation, self.resize, self.seed, self.dataset.num_classes,
-            self.skip_bad_samples, len(labelled),
+            [*labelled, *unlabelled], augmentation, self.resize, self.seed, classes, self.skip_bad_samples,
+            len(labelled), balance,
         )  # fmt: skip
         sampler: TrainingSampler | MixedSampler = TrainingSampler(training_set, *self._world(), self.seed)
         if unlabelled:
@@ -172,6 +193,13 @@ class SegmentationData(pl.LightningDataModule):
             mixed = {key: cutmix(batch[key], batch["box"]) for key in ("image", "mask")}
             batch = {"weak": batch["image"], **batch, **mixed}
         return batch
+
+    def _transforms(self) -> Transforms | None:
+        if not self.transforms:
+            return None
+        transforms = Transforms(self.transforms, self.crop_size, whole=not self.crop)
+        transforms.check()
+        return transforms
 
     def _training_samples(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
         samples = self._samples(self.dataset.train_split, self.skip_bad_samples)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crosscoop.data.augment import Augmentation, center_cropped, resized
+from crosscoop.data.balance import ClassBalance
 from crosscoop.data.check import exif_hint
 from crosscoop.data.dataset import VOID, Array, Sample
 from crosscoop.errors import CrosscoopError
@@ -47,6 +48,7 @@ class TrainingSet(Dataset[Item]):
         skip_bad: Replace a sample that cannot be used by another one of its kind, drawn from the seed.
         labelled: Number of samples, from the first on, that must have masks; the masks of the others are void. None for
             all.
+        balance: Chooses the labelled samples by their classes; None leaves them as drawn.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class TrainingSet(Dataset[Item]):
         num_classes: int = VOID,
         skip_bad: bool = False,
         labelled: int | None = None,
+        balance: ClassBalance | None = None,
     ) -> None:
+        self.balance = balance
         self.labelled = len(samples) if labelled is None else labelled
         self.samples, self.augmentation, self.resize, self.seed = samples, augmentation, resize, seed
         self.num_classes, self.skip_bad = num_classes, skip_bad
@@ -70,10 +74,13 @@ class TrainingSet(Dataset[Item]):
     def __getitem__(self, draw: tuple[int, int] | int) -> Item:
         """Return the augmented sample of a draw; a mere index, as from Lightning's `overfit_batches`, means epoch 0."""
         index, epoch = draw if isinstance(draw, tuple) else (draw, 0)
+        seed, focus = (self.seed, epoch, index), None
+        if self.balance and index < self.labelled:
+            index, focus = self.balance.choose(seed)
         skipped: list[tuple[str, str]] = []
-        for candidate in self._candidates(index, epoch):
+        for candidate in self._candidates(index, seed):
             try:
-                item = self._draw(candidate, (self.seed, epoch, index))
+                item = self._draw(candidate, seed, focus)
                 return {**item, "skipped": skipped} if skipped else item
             except (OSError, ValueError) as error:  # CrosscoopError is a ValueError
                 if not self.skip_bad:
@@ -84,21 +91,21 @@ class TrainingSet(Dataset[Item]):
             f"first: {skipped[0][1]}"
         )
 
-    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+    def _candidates(self, index: int, seed: Sequence[int]) -> Iterator[int]:
         """Yield the index of a draw, then its possible replacements, the same on every worker and rank."""
         yield index
         kind = range(self.labelled) if index < self.labelled else range(self.labelled, len(self.samples))
-        others = np.random.default_rng((self.seed, epoch, index)).permutation(kind)
+        others = np.random.default_rng(seed).permutation(kind)
         yield from (int(other) for other in others if other != index)
 
-    def _draw(self, index: int, seed: Sequence[int]) -> Item:
+    def _draw(self, index: int, seed: Sequence[int], focus: int | None) -> Item:
         sample, labelled = self.samples[index], index < self.labelled
         image, mask = read(sample, self.resize)
         if mask is None and labelled:
             raise CrosscoopError(f"{sample.name} is in the training split, but does not have a mask (data.dataset).")
         if mask is None or not labelled:
             mask = np.full(image.shape[:2], VOID, np.uint8)
-        weak, mask = self.augmentation(image, mask, seed)
+        weak, mask = self.augmentation(image, mask, seed, focus)
         check_values(sample, mask, self.num_classes)
         strong = weak if labelled else self.augmentation.strengthen(weak, seed)
         item = to_item(strong, mask, sample.name)
