@@ -160,3 +160,32 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
     figure.suptitle(fill(title, int(13 * width)), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
+
+
+def save_balance(
+    path: Path, counted: Mapping[str, NDArray[np.int64]], class_names: Sequence[str], title: str
+) -> None:
+    """Draw each class's share of the labelled pixels, and of the images that contain it, for several sets of masks.
+
+    Args:
+        path: The PNG to write.
+        counted: Pixels `(images, num_classes)` by image and class, by the name of the set.
+        class_names: One name per class.
+        title: The title above the image.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.24 * len(class_names) + 1.6), layout="constrained")
+    places, height = np.arange(len(class_names)), 0.8 / len(counted)
+    for axis, what in zip(figure.subplots(1, 2, sharey=True), ("labelled pixels", "images"), strict=True):
+        for i, (name, pixels) in enumerate(counted.items()):
+            shares = pixels.sum(0) / max(pixels.sum(), 1) if what == "labelled pixels" else (pixels > 0).mean(0)
+            axis.barh(places + i * height, 100 * shares, height, label=name)
+        axis.set_xlabel(f"% of the {what}")
+        axis.set_yticks(places + 0.4 - height / 2, class_names, parse_math=False, fontsize=8)
+        axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8)
+    axis.invert_yaxis()
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -1,14 +1,14 @@
 """Transforms from a configuration, and class-balanced crops: what reaches the network, in every worker."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_pipeline import Scene, Scenes, module, painted, scenes
-from tiny import Recorder, fit  # noqa: F401  (by class path)
+from tiny import DATA, crosscoop, fit
 
+from crosscoop.commands import show_data
 from crosscoop.data.dataset import VOID
 from crosscoop.data.transforms import Transforms
 from crosscoop.errors import CrosscoopError
@@ -139,3 +139,19 @@ def test_balanced_draws_are_the_same_in_workers_and_resumed_runs():
     assert equal(batches(data), batches(workers))
     assert equal(batches(data, start=1), batches(data)[1:])
     assert not equal(batches(data), batches(data, epoch=1))
+
+
+def test_what_the_network_receives_is_drawn(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(show_data, "save_comparison", lambda path, rows, *_: drawn.update(rows=rows))
+    monkeypatch.setattr(show_data, "save_balance", lambda path, counted, *_: drawn.update(counted=counted))
+    data = module(Scenes(rare()), balance=True, scale=(1, 1), crop_size=16, cutmix=1.0)
+    show_data.show_data(data, str(tmp_path), num_images=3, num_crops=40)
+    assert [list(row) for row in drawn["rows"]] == [["image", "weak", "mask"]] * 3
+    masks, crops = drawn["counted"].values()
+    assert (masks > 0).mean(0).tolist() == [1, 1 / 12, 0, 0, 0] and (crops > 0).mean(0)[1] > 0.2
+
+
+def test_pictures_of_the_data_are_written(tmp_path):
+    crosscoop("show-data", *DATA, "--num-images 2 --num-crops 4 --output", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.png", "samples.png"]

@@ -68,6 +68,8 @@ class Folder(SegmentationDataset):
             and `[1, 2, 3]` with `void: [0]` for masks that count from 1.
         mask_colors: Whether to read the colours of the masks instead of their values, for files in colours and for
             palette files whose indices differ from file to file; requires `palette`.
+        reduce_zero_label: Whether masks count from 1 and 0 is void, as in ADE20K: short for `mask_values: [1, 2, ...]`
+            and `void: [0]`.
         void: Mask values to ignore, or colours such as `[[0, 0, 0]]`. 255 is always ignored unless `mask_values`
             contains it; so is VOC's void colour, `[224, 224, 192]`.
         train_split: Split for training.
@@ -87,6 +89,7 @@ class Folder(SegmentationDataset):
         mask_values: list[int] | None = None,
         mask_colors: bool = False,
         void: list[int | Color] | None = None,
+        reduce_zero_label: bool = False,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
@@ -101,6 +104,13 @@ class Folder(SegmentationDataset):
                 f"palette: got {len(palette)} colours, expected one for each of the {count} classes. Correct it, or "
                 "leave it out."
             )
+        if reduce_zero_label:
+            if mask_values is not None or mask_colors:
+                raise CrosscoopError(
+                    "reduce_zero_label: got true with mask_values or mask_colors, which also say what the masks' "
+                    "values mean; expected one of them. Leave the others out."
+                )
+            mask_values, void = list(range(1, count + 1)), [0, *(void or [])]
         values, void = range(count) if mask_values is None else mask_values, void or []
         ignored = [value for value in void if isinstance(value, int)]
         colors = [color for color in void if not isinstance(color, int)]
