@@ -15,7 +15,7 @@ from jsonargparse.typing import class_from_function
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -45,6 +45,7 @@ from crosscoop.training.lightning_fixes import (
     give_defaults,
     plain_values,
     refused_by,
+    separate_names,
     silence_advertisements,
 )
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
@@ -166,6 +167,8 @@ class TrainingCLI(LightningCLI):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 forgive(logger)
+            if isinstance(logger, MLFlowLogger):
+                separate_names(logger)
         return trainer
 
 
@@ -199,6 +202,7 @@ def main(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # supported here
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the process's own, plus a config
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")  # see task
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it contains config.yaml
 
     warnings.filterwarnings("ignore", r"\s*(Dump of a value that does not round-trip|Instantiating a subclass spec)")

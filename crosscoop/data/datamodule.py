@@ -57,6 +57,8 @@ class SegmentationData(pl.LightningDataModule):
         cutmix: Probability with which a crop receives a box of another one in its batch: an unlabelled crop if there
             are unlabelled images, otherwise any. Teachers receive the original crops.
         resize: Height and width to which every image is resized first, in training and evaluation; null keeps its size.
+            Evaluation resizes the labels back, and compares them with the masks at their own size.
+        resize_masks: Resize the masks that are evaluated as well: faster, but not comparable with results of others.
         center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
         skip_bad_samples: Replace a training sample whose files cannot be used by another one, and list it in
             `skipped.csv`. Evaluation never skips samples.
@@ -88,6 +90,7 @@ class SegmentationData(pl.LightningDataModule):
         strong: bool = False,
         cutmix: float = 0.0,
         resize: tuple[int, int] | None = None,
+        resize_masks: bool = False,
         center_crop: int | None = None,
         skip_bad_samples: bool = False,
         check: bool = True,
@@ -131,12 +134,16 @@ class SegmentationData(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
         self.skip_bad_samples, self.check = skip_bad_samples, check
-        self.resize, self.center_crop, self.prepared, self.seed = resize, center_crop, prepared, seed
+        self.resize, self.resize_masks, self.center_crop = resize, resize_masks, center_crop
+        self.prepared, self.seed = prepared, seed
 
     def protocol(self, split: str, num_images: int) -> dict[str, Any]:
         """Return how metrics are measured on a number of images of a split, to accompany every result."""
         region = f"centre crop {self.center_crop}" if self.center_crop else "whole images"
-        size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
+        size = "at their own size"
+        if self.resize:
+            masks = "with their masks" if self.resize_masks else "but masks at their own size"
+            size = f"resized to {self.resize[0]} x {self.resize[1]}, {masks}"
         return {
             "dataset": type(self.dataset).__name__,
             "split": split,
@@ -181,9 +188,15 @@ class SegmentationData(pl.LightningDataModule):
         """Return a loader of the test split."""
         return self._evaluation_loader(self.dataset.test_split)
 
+    def labelled_samples(self) -> Sequence[Sample]:
+        """Return the samples of the training split whose masks are used."""
+        return self._training_samples()[0]
+
     def evaluation_set(self, split: str) -> EvaluationSet:
         """Return a split's samples as they are evaluated."""
-        return EvaluationSet(self._samples(split), self.resize, self.center_crop, self.dataset.num_classes)
+        return EvaluationSet(
+            self.samples(split), self.resize, self.center_crop, self.dataset.num_classes, self.resize_masks
+        )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Convert images to RGB in [0, 1] and masks to int64 on the device, because bytes are faster to transfer."""
@@ -202,12 +215,21 @@ class SegmentationData(pl.LightningDataModule):
         return transforms
 
     def _training_samples(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
-        samples = self._samples(self.dataset.train_split, self.skip_bad_samples)
+        samples = self.samples(self.dataset.train_split, self.skip_bad_samples)
         root = getattr(self.dataset, "root", None)
         labelled, unlabelled = divide(samples, self.unlabelled, self.seed, root and Path(root).expanduser())
         return labelled, unlabelled if self.unlabelled_ratio else []
 
-    def _samples(self, split: str, skip_missing: bool = False) -> Sequence[Sample]:
+    def samples(self, split: str, skip_missing: bool = False) -> Sequence[Sample]:
+        """Return the samples of a split, decoded ones if `prepared` has them.
+
+        Args:
+            split: The split.
+            skip_missing: Whether missing files are left to those who read the samples.
+
+        Raises:
+            CrosscoopError: The split is unknown or empty, or its files are missing.
+        """
         samples: Sequence[Sample]
         try:
             samples = self.dataset.samples(split)
@@ -236,7 +258,7 @@ class SegmentationData(pl.LightningDataModule):
             CrosscoopError: There are faults.
         """
         train, val = self.dataset.train_split, self.dataset.val_split
-        splits = {train: self._samples(train, self.skip_bad_samples), val: self._samples(val)}
+        splits = {train: self.samples(train, self.skip_bad_samples), val: self.samples(val)}
         labelled, unlabelled = self._training_samples()
         if further := [sample for sample in unlabelled if isinstance(sample, ImageSample)]:
             splits["data.unlabelled"] = further
@@ -308,12 +330,13 @@ def collate(items: Sequence[Item]) -> Any:
     Raises:
         CrosscoopError: Their sizes differ.
     """
-    sizes = {tuple(item["image"].shape[-2:]) for item in items}
-    if len(sizes) > 1:
-        raise CrosscoopError(
-            f"A batch contains images of different sizes: {sorted(sizes)}; expected one size. Set "
-            "data.eval_batch_size to 1, or set data.center_crop or data.resize."
-        )
+    for key in ("image", "mask"):
+        sizes = {tuple(item[key].shape[-2:]) for item in items}  # type: ignore[literal-required]
+        if len(sizes) > 1:
+            raise CrosscoopError(
+                f"A batch contains {key}s of different sizes: {sorted(sizes)}; expected one size. Set "
+                "data.eval_batch_size to 1, or set data.center_crop, or data.resize with data.resize_masks."
+            )
     skipped = [fault for item in items for fault in item.get("skipped", [])]
     batch = default_collate([{key: value for key, value in item.items() if key != "skipped"} for item in items])
     return {**batch, "skipped": skipped} if skipped else batch

@@ -21,7 +21,8 @@ class Item(TypedDict):
 
     Attributes:
         image: `(3, H, W)` uint8 RGB.
-        mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels.
+        mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels; larger or smaller than the image if that was
+            resized for evaluation.
         name: The sample's name.
         weak: The same crop before strong augmentation, from which teachers predict, `(3, H, W)` uint8 RGB.
         box: Top, bottom, left and right of the box that the sample receives from another one (CutMix), `(4,)`.
@@ -122,9 +123,13 @@ class EvaluationSet(Dataset[Item]):
 
     Args:
         samples: A split's samples; if a mask is missing, all pixels are void.
-        resize: Height and width to which samples are resized first; None keeps their size.
+        resize: Height and width to which images are resized first; None keeps their size.
         center_crop: Side of the central square; None for complete images.
         num_classes: The number of classes; mask values that are not class indices or `VOID` are rejected.
+        resize_masks: Whether masks are resized as well, instead of keeping their own size.
+
+    Raises:
+        CrosscoopError: Images are resized and cropped, but not their masks.
     """
 
     def __init__(
@@ -133,8 +138,15 @@ class EvaluationSet(Dataset[Item]):
         resize: Sequence[int] | None,
         center_crop: int | None,
         num_classes: int = VOID,
+        resize_masks: bool = False,
     ) -> None:
         self.samples, self.resize, self.center_crop, self.num_classes = samples, resize, center_crop, num_classes
+        self.resize_masks = resize_masks
+        if resize and center_crop and not resize_masks:
+            raise CrosscoopError(
+                f"data.center_crop: got {center_crop} with data.resize {list(resize)}, expected only one of them, because "
+                "the square is cut out of images and masks of one size. Leave one out, or set data.resize_masks to true."
+            )
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -143,11 +155,13 @@ class EvaluationSet(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """Return a sample."""
         sample = self.samples[index]
-        image, mask = read(sample, self.resize)
+        image, mask = read(sample, self.resize if self.resize_masks else None)
         if self.center_crop:
             image, mask = center_cropped(image, mask, self.center_crop)
         if mask is None:
             mask = np.full(image.shape[:2], VOID, np.uint8)
+        if self.resize and not self.resize_masks:
+            image, _ = resized(image, None, self.resize)
         check_values(sample, mask, self.num_classes)
         return to_item(image, mask, sample.name)
 

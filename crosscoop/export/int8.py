@@ -78,7 +78,11 @@ def spread(images: EvaluationSet) -> Sequence[Item]:
     """Return at most `CALIBRATION_IMAGES` images, evenly spaced over a set."""
     chosen = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)
     return EvaluationSet(  # type: ignore[return-value]
-        [images.samples[index] for index in chosen], images.resize, images.center_crop, images.num_classes
+        [images.samples[index] for index in chosen],
+        images.resize,
+        images.center_crop,
+        images.num_classes,
+        images.resize_masks,
     )
 
 

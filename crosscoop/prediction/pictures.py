@@ -12,6 +12,9 @@ from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color
 
 RED: Color = (230, 0, 40)
 
+BACKGROUND = ("background", "unlabelled", "unlabeled", "void")
+"""Names of classes that an overlay leaves out."""
+
 NAMED = 40
 """Maximum number of classes that an image labels individually."""
 
@@ -23,10 +26,26 @@ def colored(labels: Array, palette: Sequence[Color]) -> Array:
     return colors[labels]
 
 
-def overlay(image: Array, labels: Array, palette: Sequence[Color], alpha: float = 0.5) -> Array:
-    """Blend the image `(H, W, 3)` with the colours of its labels `(H, W)`, whose weight is `alpha`."""
-    mixed = image * (1 - alpha) + colored(labels, palette) * alpha
-    return mixed.round().astype(np.uint8)
+def overlay(
+    image: Array, labels: Array, class_names: Sequence[str], palette: Sequence[Color], alpha: float = 0.5
+) -> Array:
+    """Blend the image `(H, W, 3)` with the colours of its labels `(H, W)`, whose weight is `alpha`.
+
+    Void and classes named in `BACKGROUND` show the image as it is.
+    """
+    weights = np.full(VOID + 1, alpha)
+    weights[[VOID, *(i for i, name in enumerate(class_names) if name.lower() in BACKGROUND)]] = 0
+    weight = weights[labels][..., None]
+    return (image * (1 - weight) + colored(labels, palette) * weight).round().astype(np.uint8)
+
+
+def outlined(image: Array, labels: Array, palette: Sequence[Color]) -> Array:
+    """Draw the boundaries of labels `(H, W)` on the image `(H, W, 3)`, on each side in the colour of its class."""
+    import cv2  # slow to import
+
+    kernel = np.ones((2 * max(1, max(labels.shape) // 500) + 1,) * 2, np.uint8)
+    edge = cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
+    return np.where(edge[..., None], colored(labels, palette), image)
 
 
 def highlight(image: Array, where: NDArray[np.bool_]) -> Array:

@@ -111,7 +111,8 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
     pictures: dict[str, list[list[Picture]]] = {}
     for place, view in views.items():
         try:
-            predictor = load(view.checkpoint, view.inference, own_size=True)  # the data resized them already
+            predictor = load(view.checkpoint, view.inference, own_size=True)
+            predictor.resize = None if view.items.resize_masks else view.items.resize  # else the data has resized them
         except CrosscoopError as error:
             gallery.notices.append(f"{runs[place].name} is not shown: {error}")
             continue
@@ -122,8 +123,10 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
                 f"{runs[place].name}: the images are predicted under another protocol than its metrics."
             )
         for name in track(reasons, f"Predicting with {runs[place].name}", transient=True):
-            item = view.items[view.names.index(name)]
-            image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"].numpy()
+            index = view.names.index(name)
+            item = view.items[index]
+            mask = item["mask"].numpy()
+            image = view.items.samples[index].image() if predictor.resize else item["image"].permute(1, 2, 0).numpy()
             prediction = predictor(image)
             gallery.differences |= meanings(branches_of(prediction.branch_labels))
             scene = [photo("image", image), painted("ground truth", "", mask, view.dataset.palette)]

@@ -76,7 +76,7 @@ class Run:
         """The metrics in the history, and the outputs that have each of them."""
         found: dict[str, list[str]] = {}
         for key in dict.fromkeys(key for row in self.history for key in row):
-            if parts := re.fullmatch("val/([^/]+)/(.+)", key):
+            if (parts := re.fullmatch("val/([^/]+)/(.+)", key)) and parts[1] != "loss":  # which is not a share
                 found.setdefault(parts[1], []).append(parts[2])
         return found
 

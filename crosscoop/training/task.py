@@ -21,6 +21,7 @@ from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.inference import Inference, upsampled_labels
 from crosscoop.evaluation.metrics import MetricFactory, Scores
 from crosscoop.network import CooperativeNetwork
+from crosscoop.network.layers import resize
 from crosscoop.network.outputs import ALONE, CASCADE, branch_names, branches_of, main_output, output_names
 from crosscoop.training.lightning_fixes import thaw_resumed
 from crosscoop.training.loss import CrossEntropy, Loss
@@ -126,6 +127,7 @@ class CooperativeSegmentation(pl.LightningModule):
         self.cascade_record: CascadeRecord | None = None
         self.evaluator = Evaluator(class_names, names, metrics)
         self.scores: dict[str, Scores] = {}
+        self.figures: dict[str, float | None] = {}
         self.num_images = 0
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -136,10 +138,15 @@ class CooperativeSegmentation(pl.LightningModule):
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
         return self.network.outputs(image)
 
-    def labels(self, image: Tensor) -> dict[str, Tensor]:
-        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels `(N, H, W)` uint8 by output name, with `inference`."""
+    def labels(self, image: Tensor, size: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels uint8 by output name, with `inference`.
+
+        Args:
+            image: The images.
+            size: Height and width of the labels; None for the images' size.
+        """
         outputs = self.inference(self._outputs, image)
-        return {name: upsampled_labels(logits, image.shape[-2:]) for name, logits in outputs.items()}
+        return {name: upsampled_labels(logits, size or image.shape[-2:]) for name, logits in outputs.items()}
 
     def _outputs(self, view: Tensor) -> dict[str, Tensor]:
         outputs = self.network.outputs(view, upsample=False)
@@ -166,7 +173,7 @@ class CooperativeSegmentation(pl.LightningModule):
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             self.log(f"lr/{group.get('name', 'thawed')}", group["lr"])
         for name, each in losses.items():
-            self.log(f"train/loss_{name}", each)
+            self.log(f"train/loss/{name}", each)
         return loss
 
     @torch.no_grad()
@@ -180,12 +187,18 @@ class CooperativeSegmentation(pl.LightningModule):
         return dict(zip(branch_names(len(logits)), logits, strict=True))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update every output's metrics."""
-        self._count(batch)
+        """Update every output's metrics, and each branch's loss, `model.loss`."""
+        outputs, mask = self._count(batch)[0], batch["mask"]
+        losses = {
+            name: self.objective.loss(resize(outputs[name].float(), mask.shape[-2:]), mask)
+            for name in branch_names(len(self.network.branches))
+        }
+        for key, loss in {"val/loss": sum(losses.values()), **{f"val/loss/{n}": e for n, e in losses.items()}}.items():
+            self.log(key, loss, batch_size=len(mask), sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update every output's metrics; return the labels `(N, H, W)` by output name, for the callbacks."""
-        return self._count(batch)
+        return self._count(batch)[1]
 
     def on_validation_epoch_end(self) -> None:
         """Compute the epoch's metrics."""
@@ -255,8 +268,10 @@ class CooperativeSegmentation(pl.LightningModule):
             }
 
     def on_train_start(self) -> None:
-        """Unfreeze again what was unfrozen before an interruption."""
+        """Unfreeze again what was unfrozen before an interruption, and log at least once per epoch."""
         thaw_resumed(self.trainer)
+        steps = int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches
+        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, max(steps, 1))  # type: ignore[attr-defined]
 
     @property
     def _thaws(self) -> bool:
@@ -316,21 +331,27 @@ class CooperativeSegmentation(pl.LightningModule):
             )
         return int(total)
 
-    def _count(self, batch: Batch) -> dict[str, Tensor]:
-        labels = self.labels(batch["image"])
+    def _count(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Update the metrics, and return logits and labels by output name."""
+        outputs = self.inference(self._outputs, batch["image"])
+        labels = {name: upsampled_labels(logits, batch["mask"].shape[-2:]) for name, logits in outputs.items()}
         self.evaluator.update(labels, batch["mask"])
-        return labels
+        return outputs, labels
 
     def _score(self, stage: str) -> None:
-        """Log the main output's metrics as `stage/miou` and `stage/iou/CLASS`, each branch's as `stage/miou_BRANCH`."""
+        """Log every output's metrics as `stage/miou/OUTPUT`, the main one's also as `stage/miou` and `stage/iou/CLASS`.
+
+        `figures` has them without those per class.
+        """
         self.num_images, self.scores = self.evaluator.num_images(), self.evaluator.compute()
         self.evaluator.reset()
         self.cascade_record = self.cascade.record() if self.cascade else None
-        main, logged = main_output(self.scores), dict[str, float | None]()
+        main = self.scores[main_output(self.scores)]
+        self.figures = {f"{stage}/{figure}": value for figure, value in main.headline.items()}
         for name, scores in self.scores.items():
-            suffix = "" if name == main else f"_{name}"
-            logged |= {f"{stage}/{figure}{suffix}": value for figure, value in scores.headline.items()}
-        for figure, classes in self.scores[main].per_class.items():
+            self.figures |= {f"{stage}/{figure}/{name}": value for figure, value in scores.headline.items()}
+        logged = dict(self.figures)
+        for figure, classes in main.per_class.items():
             logged |= {f"{stage}/{figure}/{name}": value for name, value in classes.items()}
         for key, value in logged.items():
             if value is not None:  # already equal on all ranks

@@ -267,7 +267,7 @@ def test_gallery_holds_what_the_runs_predict(runs, page):
 
 def test_gallery_follows_the_configuration_of_the_test(run):
     config = yaml.safe_load((run / "test.yaml").read_text())
-    config["data"]["resize"] = [16, 24]
+    config["data"] |= {"resize": [16, 24], "resize_masks": True}
     (run / "test.yaml").write_text(yaml.safe_dump(config))
     page = write(run, num_images=1)
     assert {decode(image["src"]).size for image in page.images()} == {(24, 16)}

@@ -74,8 +74,8 @@ class RunFolder(pl.Callback):
         record = self._record(trainer, pl_module, "fit")
         row: dict[str, float | None] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {"seconds": time.monotonic() - self.started, "train/loss": self._mean_loss()}
-        for name, scores in pl_module.scores.items():
-            row |= {f"val/{figure}/{name}": value for figure, value in scores.headline.items()}
+        row |= {key: float(loss) for key, loss in trainer.callback_metrics.items() if key.startswith("val/loss")}
+        row |= pl_module.figures
         self.history.append(row)
         with replacing(self._folder(trainer) / "history.csv") as path, path.open("w", newline="") as file:
             columns = dict.fromkeys(column for each in self.history for column in each)  # a resumed run may log others
