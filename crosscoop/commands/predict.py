@@ -78,10 +78,10 @@ def predict(
             is the images' folder or the split.
         save: What to write, separated by commas, each to a folder of the same name: labels (palette PNGs of class
             indices; the default), colors (PNGs in the class colours), overlays (class colours over the image, which
-            shows through as it is at the class background, with a legend), outlines (boundaries only), comparison (image, branches, ensemble and disagreement side by side), probabilities (.npz files
-            with float16 `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). For a video, overlays (the
-            default) are one .mp4 without a legend, with even sides as the codec requires; all others are one file per
-            frame.
+            stays as it is at the class background, with a legend), outlines (only the boundaries of the classes),
+            comparison (image, branches, ensemble and disagreement side by side), probabilities (.npz files with float16
+            `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). For a video, overlays (the default) are one
+            .mp4 without a legend, with even sides as the codec requires; all others are one file per frame.
         branch: A branch to predict with alone, such as bottom: only this network runs, without connections. By default
             the ensemble of all.
         overwrite: Replace existing predictions.

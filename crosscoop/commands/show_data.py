@@ -14,9 +14,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.prediction.pictures import save_balance, save_comparison
 
 
-def show_data(
-    data: SegmentationData, output: str = "data-preview", num_images: int = 8, num_crops: int = 200
-) -> None:
+def show_data(data: SegmentationData, output: str = "data-preview", num_images: int = 8, num_crops: int = 200) -> None:
     """Draw augmented training samples with their masks, and the balance of the classes.
 
       crosscoop show-data --config configs/voc/cross_c1_c2.yaml

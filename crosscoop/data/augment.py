@@ -42,9 +42,7 @@ class Augmentation:
         self.jitter = color_jitter() if photometric else None
         self.distortion = strong_distortion() if strong else None
 
-    def __call__(
-        self, image: Array, mask: Array, seed: Sequence[int], focus: int | None = None
-    ) -> tuple[Array, Array]:
+    def __call__(self, image: Array, mask: Array, seed: Sequence[int], focus: int | None = None) -> tuple[Array, Array]:
         """Augment one sample.
 
         Args:
@@ -64,9 +62,7 @@ class Augmentation:
             image = self.jitter(image=np.ascontiguousarray(image))["image"]
         return self.transforms(image, mask, seed) if self.transforms else (image, mask)
 
-    def _crop(
-        self, image: Array, mask: Array, random: np.random.Generator, focus: int | None
-    ) -> tuple[Array, Array]:
+    def _crop(self, image: Array, mask: Array, random: np.random.Generator, focus: int | None) -> tuple[Array, Array]:
         """Scale, crop and flip a sample."""
         import cv2  # slow to import, and not needed for the command line's help
 
@@ -117,9 +113,7 @@ class Augmentation:
         return [top, top + sides[0], left, left + sides[1]]
 
 
-def _window(
-    length: int, side: int, size: int, random: np.random.Generator, pixel: int | None
-) -> tuple[slice, slice]:
+def _window(length: int, side: int, size: int, random: np.random.Generator, pixel: int | None) -> tuple[slice, slice]:
     """Return where a window of `side` pixels lies in `length`, and its place in the crop: centred if it is smaller.
 
     It contains `pixel`, unless that is None.

@@ -160,6 +160,24 @@ class SegmentationData(pl.LightningDataModule):
             if self.check:
                 self._check()
 
+    def look_up(self, *splits: str) -> None:
+        """Look for the files of splits, before anything that takes long.
+
+        Raises:
+            CrosscoopError: The data set's folder does not exist, or files of a split are missing.
+        """
+        self.dataset.prepare()
+        root = getattr(self.dataset, "root", None)
+        if isinstance(root, str) and not Path(root).expanduser().is_dir():
+            raise CrosscoopError(
+                f"data.dataset.root: got {root}, which is not a folder, expected the one with the data of "
+                f"{type(self.dataset).__name__}. Correct it with --data.dataset.root FOLDER."
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # repeated when the data is used
+            for split in splits:
+                self.samples(split, self.skip_bad_samples and split == self.dataset.train_split)
+
     def train_dataloader(self) -> DataLoader[Item]:
         """Return a loader of augmented crops of the training split, and of unlabelled images."""
         labelled, unlabelled = self._training_samples()
@@ -342,8 +360,12 @@ def collate(items: Sequence[Item]) -> Any:
     return {**batch, "skipped": skipped} if skipped else batch
 
 
-def open_data(config: dict[str, Any]) -> SegmentationData:
+def open_data(config: dict[str, Any], root: str | None = None) -> SegmentationData:
     """Return the data module that a configuration describes.
+
+    Args:
+        config: The configuration of a command.
+        root: A folder that replaces the data set's.
 
     Raises:
         CrosscoopError: The configuration does not describe any data, or the data cannot be opened.
@@ -351,7 +373,10 @@ def open_data(config: dict[str, Any]) -> SegmentationData:
     parser = ArgumentParser(exit_on_error=False)  # it modifies the object that it parses
     parser.add_class_arguments(SegmentationData, "data")
     try:
-        data: SegmentationData = parser.instantiate(parser.parse_object({"data": deepcopy(config["data"])})).data
+        options = deepcopy(config["data"])
+        if root is not None:
+            options["dataset"].setdefault("init_args", {})["root"] = root
+        data: SegmentationData = parser.instantiate(parser.parse_object({"data": options})).data
     except (ArgumentError, KeyError, TypeError) as error:
         raise CrosscoopError(f"The configuration does not describe usable data ({error}).") from error
     return data

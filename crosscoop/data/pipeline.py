@@ -144,8 +144,9 @@ class EvaluationSet(Dataset[Item]):
         self.resize_masks = resize_masks
         if resize and center_crop and not resize_masks:
             raise CrosscoopError(
-                f"data.center_crop: got {center_crop} with data.resize {list(resize)}, expected only one of them, because "
-                "the square is cut out of images and masks of one size. Leave one out, or set data.resize_masks to true."
+                f"data.center_crop: got {center_crop} with data.resize {list(resize)}, expected only one of them, "
+                "because the square is cut out of images and masks of one size. Leave one out, or set "
+                "data.resize_masks to true."
             )
 
     def __len__(self) -> int:

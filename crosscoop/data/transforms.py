@@ -108,11 +108,15 @@ class Transforms:
                 f"{size[0]} x {size[1]} and a mask of {' x '.join(map(str, labels.shape))} pixels. Leave it out, or "
                 "set data.crop to false and let the transforms make the crops."
             )
-        new = set(np.flatnonzero(_occur(labels) & ~_occur(mask)).tolist()) - {VOID} if _is_mask(labels) else {labels.dtype}
+        new = (
+            set(np.flatnonzero(_occur(labels) & ~_occur(mask)).tolist()) - {VOID}
+            if _is_mask(labels)
+            else {labels.dtype}
+        )
         if new:
             raise CrosscoopError(
-                f"data.transforms: {name} writes {shorten(sorted(new, key=str))} into the mask, which it did not contain; "
-                f"expected only the mask's own labels, or void ({VOID}). Set its mask_interpolation to 0 "
+                f"data.transforms: {name} writes {shorten(sorted(new, key=str))} into the mask, which it did not "
+                f"contain; expected only the mask's own labels, or void ({VOID}). Set its mask_interpolation to 0 "
                 "(nearest), or leave it out."
             )
         return changed, labels.astype(np.uint8)

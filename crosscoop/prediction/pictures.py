@@ -181,9 +181,7 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
     figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
-def save_balance(
-    path: Path, counted: Mapping[str, NDArray[np.int64]], class_names: Sequence[str], title: str
-) -> None:
+def save_balance(path: Path, counted: Mapping[str, NDArray[np.int64]], class_names: Sequence[str], title: str) -> None:
     """Draw each class's share of the labelled pixels, and of the images that contain it, for several sets of masks.
 
     Args:

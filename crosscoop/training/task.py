@@ -1,8 +1,8 @@
 """The Lightning module: how a cooperative network is trained and evaluated."""
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from crosscoop.data.augment import cutmix
+from crosscoop.data.dataset import colormap
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
 from crosscoop.evaluation.cascade import CascadeRecord, CountedCascade
@@ -23,29 +24,13 @@ from crosscoop.evaluation.metrics import MetricFactory, Scores
 from crosscoop.network import CooperativeNetwork
 from crosscoop.network.layers import resize
 from crosscoop.network.outputs import ALONE, CASCADE, branch_names, branches_of, main_output, output_names
+from crosscoop.training.batches import Batch, to_batch
+from crosscoop.training.describe import describe
 from crosscoop.training.lightning_fixes import thaw_resumed
 from crosscoop.training.loss import CrossEntropy, Loss
 from crosscoop.training.objective import Objective, Supervised
 from crosscoop.training.objective.contract import check_objective, sum_losses
-
-
-class Batch(TypedDict):
-    """A batch as the network receives it.
-
-    Attributes:
-        image: `(N, 3, H, W)` RGB in [0, 1].
-        mask: `(N, H, W)` class indices, 255 where there is no label.
-        name: The samples' names.
-        weak: The images as the branches that teach see them, if they differ from `image`.
-        box: Top, bottom, left and right of the box that each image has received from the one before it, `(N, 4)`.
-    """
-
-    image: Tensor
-    mask: Tensor
-    name: list[str]
-    weak: NotRequired[Tensor]
-    box: NotRequired[Tensor]
-
+from crosscoop.version import __version__
 
 SchedulerFactory = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
 """Lightning's ReduceLROnPlateau, which has a `monitor`, takes precedence over torch's class of the same name."""
@@ -108,6 +93,10 @@ class CooperativeSegmentation(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.class_names = network, list(class_names)
+        self.run_config: dict[str, Any] | None = None
+        self.frozen = network.freeze.modules(network)
+        if network.freeze.epochs is None:
+            nn.ModuleList(self.frozen).requires_grad_(False)
         self.objective = copy.deepcopy(objective)  # all tasks share the default object
         check_objective(self.objective, loss, network)
         self.objective.loss = loss
@@ -159,9 +148,11 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the objective's losses."""
+        batch = self._batch(batch)
         points, names = self.objective.points, branch_names(len(self.network.branches))
         outputs, kept = self.forward_maps(batch["image"], points)
         logits = dict(zip(names, outputs, strict=True))
+        self._check_classes(logits)
         given: dict[str, Any] = {}
         if points:
             given["maps"] = {point: {names[i]: each for i, each in own.items()} for point, own in kept.items()}
@@ -188,6 +179,7 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update every output's metrics, and each branch's loss, `model.loss`."""
+        batch = self._batch(batch)
         outputs, mask = self._count(batch)[0], batch["mask"]
         losses = {
             name: self.objective.loss(resize(outputs[name].float(), mask.shape[-2:]), mask)
@@ -198,7 +190,7 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update every output's metrics; return the labels `(N, H, W)` by output name, for the callbacks."""
-        return self._count(batch)[1]
+        return self._count(self._batch(batch))[1]
 
     def on_validation_epoch_end(self) -> None:
         """Compute the epoch's metrics."""
@@ -258,6 +250,17 @@ class CooperativeSegmentation(pl.LightningModule):
         finally:
             optimizer.param_groups = groups
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add to the checkpoint what is needed to use it on its own: configuration, classes and colours."""
+        dataset = getattr(getattr(self.trainer, "datamodule", None), "dataset", None)
+        palette = colormap(len(self.class_names)) if dataset is None else dataset.palette
+        checkpoint["crosscoop"] = {
+            "version": __version__,
+            "config": self.run_config or describe(self.network, getattr(self.trainer, "datamodule", None)),
+            "class_names": self.class_names,
+            "palette": [list(map(int, color)) for color in palette],
+        }
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Ignore the checkpoint's objective in an evaluation, where it may differ."""
         if self.trainer.state.fn != "fit":
@@ -270,8 +273,41 @@ class CooperativeSegmentation(pl.LightningModule):
     def on_train_start(self) -> None:
         """Unfreeze again what was unfrozen before an interruption, and log at least once per epoch."""
         thaw_resumed(self.trainer)
+        self.on_train_epoch_start()  # a run resumed within an epoch does not start the epoch again
         steps = int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches
         self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, max(steps, 1))  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the parts that do not train yet, with their batch norm; Lightning has put them into training mode."""
+        frozen = self._is_frozen()
+        for part in self.frozen:
+            if frozen or self.current_epoch == self.network.freeze.epochs:
+                part.train(not frozen)
+            if self.network.freeze.epochs is not None and self.trainer.world_size == 1:
+                part.requires_grad_(not frozen)
+
+    def on_after_backward(self) -> None:
+        """Drop the gradients of parts that do not train yet: DDP averages all those that it has found at its start."""
+        if self.network.freeze.epochs is not None and self._is_frozen():
+            for parameter in nn.ModuleList(self.frozen).parameters():
+                parameter.grad = None
+
+    def _is_frozen(self) -> bool:
+        epochs = self.network.freeze.epochs
+        return epochs is None or self.current_epoch < epochs
+
+    def _batch(self, batch: Any) -> Batch:
+        """Return a batch as the network receives it; those of `SegmentationData` already are."""
+        ours = isinstance(batch, dict) and "name" in batch
+        return batch if ours else to_batch(batch, len(self.class_names))
+
+    def _check_classes(self, logits: Mapping[str, Tensor]) -> None:
+        for name, each in logits.items():
+            if each.shape[1] != len(self.class_names):
+                raise CrosscoopError(
+                    f"model.class_names: got {len(self.class_names)} names, but {each.shape[1]} channels of logits "
+                    f"from {name}; expected one per class. Create the network with num_classes={len(self.class_names)}."
+                )
 
     @property
     def _thaws(self) -> bool:
@@ -334,6 +370,7 @@ class CooperativeSegmentation(pl.LightningModule):
     def _count(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Update the metrics, and return logits and labels by output name."""
         outputs = self.inference(self._outputs, batch["image"])
+        self._check_classes(outputs)
         labels = {name: upsampled_labels(logits, batch["mask"].shape[-2:]) for name, logits in outputs.items()}
         self.evaluator.update(labels, batch["mask"])
         return outputs, labels

@@ -14,12 +14,12 @@ import yaml
 from PIL import Image
 from tiny import NETWORK, QUIET, ROOT, crosscoop
 
-from crosscoop.errors import CrosscoopError
 from crosscoop.data import SegmentationData
 from crosscoop.data.dataset import VOID, Array, colormap
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
 from crosscoop.data.datasets.voc import PascalVOC
 from crosscoop.data.images import write_mask
+from crosscoop.errors import CrosscoopError
 
 REAL = ROOT.parent / "shared" / "data"
 FRAMES = ("aachen/aachen_000000_000019", "aachen/aachen_000001_000019", "ulm/ulm_000000_000019")
@@ -333,9 +333,7 @@ def test_what_is_evaluated_is_what_test_evaluates(
     center_crop: int | None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module = SegmentationData(
-        PascalVOC(str(voc)), resize=resize, resize_masks=resize_masks, center_crop=center_crop
-    )
+    module = SegmentationData(PascalVOC(str(voc)), resize=resize, resize_masks=resize_masks, center_crop=center_crop)
     if resize and center_crop and not resize_masks:
         with pytest.raises(CrosscoopError, match=r"data\.center_crop: got 10 with data\.resize \[12, 30\]"):
             module.evaluation_set("val")

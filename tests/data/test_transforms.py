@@ -29,7 +29,9 @@ def batches(data, epoch=0, start=0):
 
 
 def equal(first, second):
-    return len(first) == len(second) and all(torch.equal(*pair) for pair in zip(sum(first, ()), sum(second, ()), strict=True))
+    return len(first) == len(second) and all(
+        torch.equal(*pair) for pair in zip(sum(first, ()), sum(second, ()), strict=True)
+    )
 
 
 def test_filled_regions_are_void_and_labels_remain():
@@ -81,9 +83,9 @@ class Restless:
 
 
 @pytest.mark.parametrize(("entry", "message"), [
-    ({"class_path": "RandomCrop", "init_args": {"height": 16, "width": 16}}, "RandomCrop changes the size, from 32 x 32"),
+    ({"class_path": "RandomCrop", "init_args": {"height": 16, "width": 16}}, "RandomCrop changes the size"),
     ({"class_path": "Normalize"}, "from Normalize, expected (H, W, 3) uint8"),
-    ({"class_path": "ElasticTransform", "init_args": {"alpha": 40, "mask_interpolation": 1}}, "ElasticTransform writes"),
+    ({"class_path": "ElasticTransform", "init_args": {"alpha": 40, "mask_interpolation": 1}}, "Elastic"),
     ({"class_path": "Mosaic"}, "Mosaic"),
     ("Clahe", "unlike CLAHE"),
     ({"class_path": "CLAHE", "init_args": {"limit": 4}}, "got limit for CLAHE, expected some of clip_limit"),
@@ -131,7 +133,12 @@ def test_rare_classes_are_drawn_as_often():
     share = np.mean([bool((mask == 1).any()) for mask in drawn])
     assert 0.4 < share < 0.6
     plain = module(Scenes(rare()), scale=(1, 1), crop_size=16)
-    assert np.mean([bool((mask == 1).any()) for epoch in range(20) for _, masks in batches(plain, epoch) for mask in masks]) < 0.1
+    assert (
+        np.mean(
+            [bool((mask == 1).any()) for epoch in range(20) for _, masks in batches(plain, epoch) for mask in masks]
+        )
+        < 0.1
+    )
 
 
 def test_balanced_draws_are_the_same_in_workers_and_resumed_runs():
