@@ -1,13 +1,15 @@
 """Training from Python, without the command line: with `SegmentationData`, or with a loader of plain pairs."""
 
 import csv
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
-from tiny import STREETS
+from tiny import ROOT, STREETS
 from torch.utils.data import DataLoader
 
 import crosscoop
@@ -52,12 +54,20 @@ def test_a_loader_of_pairs_trains_and_its_checkpoint_is_whole(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_segmentation_data_trains(tmp_path):
-    data = crosscoop.SegmentationData(STREETS, batch_size=2, crop_size=32, num_workers=0, resize=(16, 32))
-    network = create_network(["test_resnet"], STREETS.num_classes, "none", channels=16)
-    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, logger=False)
-    trainer.fit(crosscoop.CooperativeSegmentation(network, STREETS.class_names), data)
-    predictor = crosscoop.load(trainer.checkpoint_callback.best_model_path)
+def test_the_documented_lines_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
+    for given, small in (
+        ('["resnet18", "mobilenetv2_100"]', '["test_resnet", "test_byobnet"], channels=16'),
+        ("Streets(num_train=8)", "Streets(num_train=4, num_val=2, height=32, width=64)"),
+        ("batch_size=4, crop_size=128", "batch_size=2, crop_size=32, num_workers=0, resize=(16, 32)"),
+        ("pl.Trainer(", "pl.Trainer(accelerator='cpu', logger=False, enable_progress_bar=False, "),
+    ):
+        assert given in code
+        code = code.replace(given, small)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    predictor = names["predictor"]
     assert list(map(tuple, predictor.palette)) == list(STREETS.palette) and predictor.resize == [16, 32]
 
 
