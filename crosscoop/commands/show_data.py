@@ -58,7 +58,7 @@ def _crops(data: SegmentationData) -> Iterator[dict[str, Any]]:
         for batch in loader:
             given = data.on_after_batch_transfer(batch, 0)
             for i in range(len(batch["name"])):
-                pictures = {key: _picture(given[key][i]) for key in ("image", "weak") if key in given}
+                pictures: dict[str, Any] = {key: _picture(given[key][i]) for key in ("image", "weak") if key in given}
                 yield {**pictures, "mask": given["mask"][i].numpy().astype(np.uint8)}
         epoch += 1
 

@@ -349,7 +349,7 @@ def collate(items: Sequence[Item]) -> Any:
         CrosscoopError: Their sizes differ.
     """
     for key in ("image", "mask"):
-        sizes = {tuple(item[key].shape[-2:]) for item in items}  # type: ignore[literal-required]
+        sizes = {tuple(item[key].shape[-2:]) for item in items}
         if len(sizes) > 1:
             raise CrosscoopError(
                 f"A batch contains {key}s of different sizes: {sorted(sizes)}; expected one size. Set "

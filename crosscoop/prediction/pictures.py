@@ -36,7 +36,8 @@ def overlay(
     weights = np.full(VOID + 1, alpha)
     weights[[VOID, *(i for i, name in enumerate(class_names) if name.lower() in BACKGROUND)]] = 0
     weight = weights[labels][..., None]
-    return (image * (1 - weight) + colored(labels, palette) * weight).round().astype(np.uint8)
+    mixed: Array = (image * (1 - weight) + colored(labels, palette) * weight).round().astype(np.uint8)
+    return mixed
 
 
 def outlined(image: Array, labels: Array, palette: Sequence[Color]) -> Array:

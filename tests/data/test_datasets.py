@@ -641,7 +641,10 @@ def test_a_list_of_names_chooses_from_folders(folder: Path) -> None:
         folder / "train.txt",
         "got a, ",
         "images/a.jpg, masks/a.png: specify the folders",
+        "{images: images, masks: masks, list: train.txt}",
     )
+    text(folder / "train.txt", "a.jpg")  # with a suffix, the same
+    refused(lambda: alone.samples("train"), "got a.jpg, ", "{images: images, masks: masks, list: train.txt}")
 
 
 def test_folder_reads_lists(folder: Path) -> None:

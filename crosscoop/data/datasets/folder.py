@@ -1,5 +1,6 @@
 """Your own data: folders or lists of images and masks."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,10 @@ from crosscoop.files import scan, shorten
 
 Found = tuple[str, Path, Path | None]
 """Name, image and mask of a sample."""
+
+
+MASKS = re.compile("mask|label|anno|gt|seg", re.IGNORECASE)
+"""What names of folders with masks usually contain."""
 
 
 @dataclass(frozen=True)
@@ -184,11 +189,15 @@ def _listed(source: Path, root: Path) -> list[Found]:
     """Read name, image and mask of each sample of a list of files."""
     pairs = read_pairs(source, root)
     if bare := [image.name for image, _ in pairs if image.parent == root and not image.is_file()]:
-        files = [path.relative_to(root) for path in scan(root) if without_suffix(Path(path.name)) == bare[0]]
+        name = without_suffix(Path(bare[0]))
+        files = [path.relative_to(root) for path in scan(root) if without_suffix(Path(path.name)) == name]
         if files:
+            folders = sorted({path.parent.as_posix() for path in files}, key=lambda folder: bool(MASKS.search(folder)))
+            guess = ", ".join(f"{key}: {folder}" for key, folder in zip(("images", "masks"), folders, strict=False))
             raise CrosscoopError(
                 f"{source}: got {bare[0]}, expected the path of a file, relative to {root}. Found {shorten(files)}: "
-                "specify the folders as images and masks in addition to list, or list complete paths."
+                f"specify the folders in addition to the list, as in {{{guess}, list: {source.relative_to(root)}}}, or "
+                "list complete paths."
             )
     return [(without_suffix(image.relative_to(root)), image, mask) for image, mask in pairs]
 
