@@ -97,7 +97,7 @@ def export(
 
 
 def calibration_images(
-    checkpoint: Path, calibration: str | None, resize: Sequence[int] | None, root: str | None
+    checkpoint: Path, calibration: str | None, resize: Sequence[int] | None, root: str | None = None
 ) -> Images:
     """Return the images for calibration and comparison: those of the option, or those of the run's data."""
     if calibration is None:
