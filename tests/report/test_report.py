@@ -349,7 +349,7 @@ def test_missing_data_are_said(run):
     (run / "test.yaml").write_text(yaml.safe_dump(config))
     text = write(run, num_images=1).text
     assert "is not shown" in text
-    assert "/nowhere/test.txt" in text
+    assert "data.dataset.root: got /nowhere" in text
 
 
 @pytest.mark.parametrize(
