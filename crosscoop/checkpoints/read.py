@@ -22,6 +22,11 @@ def read_checkpoint_network(path: str | Path) -> tuple[CooperativeNetwork, About
     """
     content = read_checkpoint(path)
     own = content["crosscoop"]
+    if own["config"]["network"] is None:
+        raise CrosscoopError(
+            f"{path}: got a network that was not made by create_network from names, expected one that can be made "
+            "again. Create it with crosscoop.create_network before training, or load the weights into your own network."
+        )
     network = create_network(**without_start(own["config"]["network"]), num_classes=len(own["class_names"]))
     weights = [(key, value) for key, value in content["state_dict"].items() if key.startswith("network.")]
     try:

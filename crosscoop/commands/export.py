@@ -32,6 +32,7 @@ def export(
     coarse: bool = False,
     int8: bool = False,
     calibration: str | None = None,
+    data__dataset__root: str | None = None,
 ) -> None:
     """Export a checkpoint: crosscoop export best.ckpt --format onnx.
 
@@ -56,6 +57,7 @@ def export(
         int8: Quantise the onnx file, to best.int8.onnx, and print size, time and mIoU of float and int8. Calibrated on
             32 training images of the run's data, and compared on its test split.
         calibration: Images for calibration and comparison, instead of the run's data: a folder or a glob.
+        data__dataset__root: The folder of the run's data, if it has been moved since.
 
     Raises:
         CrosscoopError: The checkpoint or an output does not exist, or a package is missing.
@@ -77,14 +79,15 @@ def export(
     if format == "safetensors" and (outputs or coarse):
         raise CrosscoopError("outputs, coarse: got a choice, expected none: safetensors contains the complete network.")
     network.eval()
+    images = calibration_images(checkpoint, calibration, about.resize, data__dataset__root) if int8 else None
     try:
         with replacing(path) as temporary:
             chosen.write(temporary, network, about)
             exported = chosen.read(temporary)[0].eval()
             agreed, lines = parity(by_name(network, about.upsampled), by_name(exported))
             print("\n".join(lines))
-            if agreed and int8:
-                agreed = to_int8(temporary, about, calibration_images(checkpoint, calibration, about.resize))
+            if agreed and images:
+                agreed = to_int8(temporary, about, images)
             if not agreed:
                 print(f"The exported network differs from {checkpoint}: nothing was written.")
                 raise SystemExit(1)
@@ -93,10 +96,12 @@ def export(
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {', '.join(about.outputs)}")
 
 
-def calibration_images(checkpoint: Path, calibration: str | None, resize: Sequence[int] | None) -> Images:
+def calibration_images(
+    checkpoint: Path, calibration: str | None, resize: Sequence[int] | None, root: str | None = None
+) -> Images:
     """Return the images for calibration and comparison: those of the option, or those of the run's data."""
     if calibration is None:
-        return images_of(checkpoint)
+        return images_of(checkpoint, root)
     paths = sorted(find_images(Path(calibration))[1])
     if not paths:
         raise CrosscoopError(f"calibration: got no image in {calibration}, expected some, such as 32.")

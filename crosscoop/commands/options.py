@@ -57,7 +57,7 @@ def run(function: Callable[..., Any], command: str, options: Sequence[str]) -> N
     except ArgumentError as error:
         raise CrosscoopError(explained(error, command, parser)) from error
     instances = parser.instantiate(given)
-    function(**{name: instances[name] for name in parameters})
+    function(**{name: instances[dotted(name)] for name in parameters})
 
 
 def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
@@ -80,7 +80,7 @@ def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
         what = "The data, from a configuration of fit, a run's config.yaml, or a file of data options (dataset: ...)."
         parser.add_argument("--config", action=DataOf, help=what)
     for name, parameter in parameters.items():
-        option, kind = f"--{name.replace('_', '-')}", parameter.annotation
+        option, kind = spelled(f"--{dotted(name)}"), parameter.annotation
         required = parameter.default is Parameter.empty
         if kind is bool:
             parser.add_argument(option, action="store_true", help=helps[name])
@@ -95,6 +95,11 @@ def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
             others = set[str | int](parameters) - {name}
             parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True, skip=others)
     return parser
+
+
+def dotted(name: str) -> str:
+    """Return the key of a parameter: two underscores are a dot, as in `data__dataset__root`."""
+    return name.replace("__", ".")
 
 
 def spelled(option: str, joint: Literal["-", "_"] = "-") -> str:

@@ -56,10 +56,10 @@ def predict(
       crosscoop predict --ckpt-path best.onnx --config configs/voc/parts/data.yaml
 
     The prediction for photos/a/b.jpg is OUTPUT/labels/a/b.png, that for a split's sample OUTPUT/labels/NAME.png, both
-    at the image's original size. They are valid input for crosscoop submit, and for crosscoop score (with --data.resize
-    null --data.center_crop null where the configuration sets these). Existing predictions are kept: the same command
-    resumes an interrupted run. Images that cannot be read are listed at the end, with exit code 1. Images are predicted
-    one at a time, on one device.
+    at the image's original size. They are valid input for crosscoop submit, and for crosscoop score (with
+    --data.center_crop null where the configuration sets it). Existing predictions are kept: the same command resumes an
+    interrupted run. Images that cannot be read are listed at the end, with exit code 1. Images are predicted one at a
+    time, on one device.
 
     If the network was trained with data.resize, images are resized to that size, and the labels are resized back. Where
     this would distort the images, try --own-size.
@@ -77,11 +77,11 @@ def predict(
         output: Folder to write to; by default predictions/NAME in the run's folder or beside the checkpoint, where NAME
             is the images' folder or the split.
         save: What to write, separated by commas, each to a folder of the same name: labels (palette PNGs of class
-            indices; the default), colors (PNGs in the class colours), overlays (class colours over the image, with a
-            legend), comparison (image, branches, ensemble and disagreement side by side), probabilities (.npz files
-            with float16 `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). For a video, overlays (the
-            default) are one .mp4 without a legend, with even sides as the codec requires; all others are one file per
-            frame.
+            indices; the default), colors (PNGs in the class colours), overlays (class colours over the image, which
+            stays as it is at the class background, with a legend), outlines (only the boundaries of the classes),
+            comparison (image, branches, ensemble and disagreement side by side), probabilities (.npz files with float16
+            `probabilities` (C, H, W), 80 MB for 19 classes at 1024 x 2048). For a video, overlays (the default) are one
+            .mp4 without a legend, with even sides as the codec requires; all others are one file per frame.
         branch: A branch to predict with alone, such as bottom: only this network runs, without connections. By default
             the ensemble of all.
         overwrite: Replace existing predictions.
@@ -167,7 +167,7 @@ def samples_of(
             f"{checkpoint} ({shorten(class_names)}), in this order. Use the data set it was trained on, or --images."
         )
     data.prepare_data()
-    samples = data.evaluation_set(split).samples
+    samples = data.samples(split)
     files = [path for sample in samples if (path := getattr(sample, "image_path", None))]
     where = f" in {Path(commonpath(files)).resolve()}" if files else ""
     return {sample.name: sample for sample in samples}, f"{type(data.dataset).__name__} {split}{where}"
@@ -238,7 +238,7 @@ def predict_video(predictor: Predictor, path: Path, results: Results) -> None:
                 continue
             prediction = predictor(image)
             if append:
-                append(overlay(image, prediction.labels, prediction.palette))
+                append(overlay(image, prediction.labels, prediction.class_names, prediction.palette))
             results.save(name, prediction, missing)
         if not number:
             raise CrosscoopError(

@@ -46,17 +46,17 @@ def score(
     Args:
         predictions: The folder of label PNGs.
         data: The data set that they belong to, usually from --config; single options override it, such as
-            --data.dataset.root FOLDER. The evaluated pixels are those of crosscoop test: data.resize and
-            data.center_crop apply to the masks; with null for both, full images are evaluated at their original size.
+            --data.dataset.root FOLDER. The evaluated pixels are those of crosscoop test: full masks at their own size,
+            unless data.center_crop or data.resize_masks is set.
         split: The split that they belong to; by default the data set's test_split, as in crosscoop test.
         label_ids: The values are Cityscapes' labelIds, as its server expects them, instead of class indices (trainIds).
             Ids outside the 19 classes mean no class.
         metrics: Metrics in addition to those of the confusion matrix, like --model.metrics in crosscoop test:
             --metrics+=BoundaryIoU, which takes much longer, or your own `crosscoop.SegmentationMetric`.
-        output: The file for the metrics, or its folder; by default metrics.json in the folder of the PNGs.
+        output: A file for the metrics, or a folder for metrics.json; by default they are only printed.
 
     Returns:
-        The contents of the file.
+        The metrics, as in the file.
 
     Raises:
         CrosscoopError: Label files are missing, ambiguous, of another size, or contain other values.
@@ -64,9 +64,9 @@ def score(
     folder, split, dataset = Path(predictions), split or data.dataset.test_split, data.dataset
     if label_ids and not isinstance(dataset, Cityscapes):
         raise CrosscoopError(f"label_ids: got {type(dataset).__name__}, expected Cityscapes, as only it has labelIds.")
-    path = free_output(Path(output or folder))
+    path = free_output(Path(output)) if output else None
     data.prepare_data()
-    samples, num_classes = data.evaluation_set(split).samples, dataset.num_classes
+    samples, num_classes = data.samples(split), dataset.num_classes
 
     def measure(sample: Sample, file: Path) -> Evaluator:
         lookup = LABEL_TO_TRAIN if label_ids else None
@@ -77,8 +77,8 @@ def score(
         return evaluator
 
     remedy = ""
-    if data.resize or data.center_crop:
-        remedy += " Sizes follow data.resize and data.center_crop; set both to null to score full images."
+    if data.resize_masks or data.center_crop:
+        remedy += " Sizes follow data.resize_masks and data.center_crop; set false and null to score full images."
     if isinstance(dataset, Cityscapes) and not label_ids:
         remedy += " If the values are labelIds, add --label-ids."
     evaluators = each_prediction(folder, samples, measure, "Scoring", remedy)
@@ -94,11 +94,12 @@ def score(
     protocol = {**data.protocol(split, len(samples)), "inference": "label files"}
     record = {**to_record("score", scores, protocol), "predictions": str(folder)}
     Console().print(to_table(record))
-    try:
-        write_json(path, record)
-    except OSError as error:
-        raise CrosscoopError(f"{path}: got {error}, expected a writable file. Give another --output.") from error
-    print(f"Metrics: {path}")
+    if path:
+        try:
+            write_json(path, record)
+        except OSError as error:
+            raise CrosscoopError(f"{path}: got {error}, expected a writable file. Give another --output.") from error
+        print(f"Metrics: {path}")
     return record
 
 
@@ -131,7 +132,7 @@ def evaluated_mask(sample: Sample, data: SegmentationData) -> Array:
         sample: The sample.
         data: How it is evaluated.
     """
-    mask = None if data.resize or data.center_crop else sample.mask()  # without reading the image
+    mask = None if data.resize_masks or data.center_crop else sample.mask()  # without reading the image
     if mask is None:
-        mask = EvaluationSet([sample], data.resize, data.center_crop)[0]["mask"].numpy()
+        mask = EvaluationSet([sample], data.resize, data.center_crop, resize_masks=data.resize_masks)[0]["mask"].numpy()
     return mask

@@ -1,8 +1,10 @@
 """`crosscoop fit`, `validate` and `test`: Lightning's command line around crosscoop's network, task and data."""
 
 import errno
+import json
 import os
 import re
+import shlex
 import sys
 import warnings
 from argparse import ArgumentError
@@ -11,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from jsonargparse.typing import class_from_function
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -23,9 +26,10 @@ from crosscoop.checkpoints.fits import check_fits
 from crosscoop.checkpoints.read import find_checkpoint, read_checkpoint
 from crosscoop.commands.options import explained, spelled, values_of
 from crosscoop.data import SegmentationData
+from crosscoop.data.datamodule import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
-from crosscoop.files import expanded
+from crosscoop.files import expanded, note
 from crosscoop.network.precision import note_emulated_bfloat16
 from crosscoop.training.callbacks import (
     LastCheckpoint,
@@ -44,6 +48,7 @@ from crosscoop.training.lightning_fixes import (
     give_defaults,
     plain_values,
     refused_by,
+    separate_names,
     silence_advertisements,
 )
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
@@ -56,6 +61,13 @@ QUIET = {
     "validate": ["--verbose=false"],  # RunFolder prints the table instead
     "test": ["--verbose=false"],
 }
+
+
+TAKEN = ("precision", "deterministic", "limit_val_batches", "limit_test_batches", "logger")
+"""Options of the trainer that `validate` and `test` take from the training."""
+
+LEFT = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "num_nodes": 1, "sync_batchnorm": False}
+"""Options of the trainer that they leave, as they may run on another machine, with their defaults."""
 
 
 class TrainingCLI(LightningCLI):
@@ -113,13 +125,14 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         run = Path(config.run)
         check_options(config)
+        make_absolute(config.data)
         given = plain_values(self, str(self.subcommand), config)  # before the paths are set
         if self.subcommand == "fit":  # in config.yaml they would override those of later calls
             del given["ckpt_path"], given["resume"]
         self.given = given
         self.save_config_callback = lambda *_: RunFolder(given)  # type: ignore[assignment]
+        keep_wandb_run(config, run, again=self.subcommand != "fit" or config.resume)
         if self.subcommand == "fit":
-            keep_wandb_run(config, run)
             if getattr(rank_zero_only, "rank", 0) == 0:
                 check_room(run, 0)
             requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # the same command again
@@ -148,7 +161,11 @@ class TrainingCLI(LightningCLI):
             config.trainer.plugins = [*(plugins if isinstance(plugins, list) else [plugins]), TimmSyncBatchNorm()]
 
     def instantiate_classes(self) -> None:
-        """Reject a checkpoint that does not fit before Lightning loads it."""
+        """Look for the data before weights are downloaded, and for the checkpoint's fit before Lightning loads it."""
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            data = open_data(self.given)
+            train, val, test = data.dataset.train_split, data.dataset.val_split, data.dataset.test_split
+            data.look_up(*{"fit": (train, val), "validate": (val,), "test": (test,)}[str(self.subcommand)])
         super().instantiate_classes()
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint:
@@ -167,7 +184,21 @@ class TrainingCLI(LightningCLI):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 forgive(logger)
+            if isinstance(logger, MLFlowLogger):
+                separate_names(logger)
         return trainer
+
+
+def make_absolute(data: Namespace) -> None:
+    """Make the folders of the data absolute, so that the run's configuration works from any folder.
+
+    Args:
+        data: The options of `SegmentationData`, changed in place.
+    """
+    for options, key in ((data.dataset.get("init_args") or {}, "root"), (data, "prepared"), (data, "unlabelled")):
+        given = options.get(key)
+        if isinstance(given, str) and (key != "unlabelled" or Path(given).exists()):
+            options[key] = str(Path(given).expanduser().absolute())
 
 
 def newest_whole(run: Path) -> str | None:
@@ -200,7 +231,12 @@ def main(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's, about torch
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")  # supported here
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # the process's own, plus a config
+    warnings.filterwarnings(
+        "ignore", "The number of training batches .* is smaller than the logging interval"
+    )  # see task
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it contains config.yaml
+
+    warnings.filterwarnings("ignore", r"\s*(Dump of a value that does not round-trip|Instantiating a subclass spec)")
 
     give_defaults()
 
@@ -273,6 +309,18 @@ def remembered(command: str, options: Sequence[str]) -> list[str]:
         brought += ["--run", str(Path(checkpoint).parent)]
     if "--config" not in given:
         config = read_checkpoint(checkpoint)["crosscoop"]["config"]
-        kept = {key: config[key] for key in ("seed_everything", "network", "model", "data") if key in config}
-        brought += ["--config", yaml.safe_dump(kept)]
+        kept = {
+            key: config[key] for key in ("seed_everything", "network", "model", "data", "inference") if key in config
+        }
+        trainer = config.get("trainer") or {}
+        taken = {key: trainer[key] for key in TAKEN if trainer.get(key) not in (None, False)}
+        brought += ["--config", yaml.safe_dump({**kept, "trainer": taken})]
+        left = {key: trainer[key] for key, default in LEFT.items() if trainer.get(key, default) != default}
+        if left := {key: value for key, value in left.items() if f"--trainer.{key}" not in given}:
+            options_left = " ".join(f"--trainer.{key} {shlex.quote(_text(value))}" for key, value in left.items())
+            note(f"{command} does not take these options of the training; to use them again, add {options_left}")
     return brought
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

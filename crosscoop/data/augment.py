@@ -1,6 +1,5 @@
 """Augmentation: random values are drawn first, so that only the required part of a sample is read and resized."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crosscoop.data.dataset import VOID, Array
+from crosscoop.data.transforms import Transforms, albumentations
 
 
 class Augmentation:
@@ -24,6 +24,7 @@ class Augmentation:
         photometric: Jitter brightness, contrast, saturation and hue.
         strong: Whether `strengthen` distorts colours.
         cutmix: Probability with which `box` draws a box.
+        transforms: Applied to the crops; or, if they take whole images, instead of scaling, cropping and flipping.
     """
 
     def __init__(
@@ -34,28 +35,43 @@ class Augmentation:
         photometric: bool,
         strong: bool = False,
         cutmix: float = 0.0,
+        transforms: Transforms | None = None,
     ) -> None:
         self.crop_size, self.scale, self.flip = crop_size, scale, flip
-        self.strong, self.cutmix = strong, cutmix
+        self.strong, self.cutmix, self.transforms = strong, cutmix, transforms
         self.jitter = color_jitter() if photometric else None
         self.distortion = strong_distortion() if strong else None
 
-    def __call__(self, image: Array, mask: Array, seed: Sequence[int]) -> tuple[Array, Array]:
+    def __call__(self, image: Array, mask: Array, seed: Sequence[int], focus: int | None = None) -> tuple[Array, Array]:
         """Augment one sample.
 
         Args:
             image: `(H, W, 3)`; may be memory-mapped.
             mask: `(H, W)`.
             seed: Integers that alone determine the draw, independently of worker and rank.
+            focus: A class of which the crop contains a random pixel, if the mask does; None for any crop.
 
         Returns:
             Image and mask in the crop's size.
         """
+        random = np.random.default_rng(seed)
+        if not (self.transforms and self.transforms.whole):
+            image, mask = self._crop(image, mask, random, focus)
+        if self.jitter is not None:
+            self.jitter.set_random_seed(int(random.integers(2**32)))
+            image = self.jitter(image=np.ascontiguousarray(image))["image"]
+        return self.transforms(image, mask, seed) if self.transforms else (image, mask)
+
+    def _crop(self, image: Array, mask: Array, random: np.random.Generator, focus: int | None) -> tuple[Array, Array]:
+        """Scale, crop and flip a sample."""
         import cv2  # slow to import, and not needed for the command line's help
 
-        random, size = np.random.default_rng(seed), self.crop_size
+        size = self.crop_size
         side = max(round(size / random.uniform(self.scale[0], self.scale[1])), 1)
-        spans = [_window(length, side, size, random) for length in mask.shape]
+        pixel: Sequence[int | None] = (None, None)
+        if focus is not None and len(found := np.flatnonzero(mask == focus)):
+            pixel = divmod(int(random.choice(found)), mask.shape[1])
+        spans = [_window(length, side, size, random, place) for length, place in zip(mask.shape, pixel, strict=True)]
         source, target = (tuple(slices) for slices in zip(*spans, strict=True))
         crop, labels = np.zeros((size, size, 3), np.uint8), np.full((size, size), VOID, np.uint8)
         for whole, part, interpolation in (
@@ -65,9 +81,6 @@ class Augmentation:
             part[...] = cv2.resize(whole[source], part.shape[1::-1], interpolation=interpolation)
         if self.flip and random.random() < 0.5:
             crop, labels = crop[:, ::-1], labels[:, ::-1]
-        if self.jitter is not None:
-            self.jitter.set_random_seed(int(random.integers(2**32)))
-            crop = self.jitter(image=np.ascontiguousarray(crop))["image"]
         return crop, labels
 
     def strengthen(self, crop: Array, seed: Sequence[int]) -> Array:
@@ -100,10 +113,16 @@ class Augmentation:
         return [top, top + sides[0], left, left + sides[1]]
 
 
-def _window(length: int, side: int, size: int, random: np.random.Generator) -> tuple[slice, slice]:
-    """Return where a window of `side` pixels lies in `length`, and its place in the crop: centred if it is smaller."""
+def _window(length: int, side: int, size: int, random: np.random.Generator, pixel: int | None) -> tuple[slice, slice]:
+    """Return where a window of `side` pixels lies in `length`, and its place in the crop: centred if it is smaller.
+
+    It contains `pixel`, unless that is None.
+    """
     inside = min(side, length)
-    start = int(random.integers(length - inside + 1))
+    first, last = 0, length - inside
+    if pixel is not None:
+        first, last = max(pixel - inside + 1, first), min(pixel, last)
+    start = int(random.integers(first, last + 1))
     scaled = max(round(inside * size / side), 1)
     margin = (size - scaled) // 2
     return slice(start, start + inside), slice(margin, margin + scaled)
@@ -111,13 +130,13 @@ def _window(length: int, side: int, size: int, random: np.random.Generator) -> t
 
 def color_jitter() -> Any:
     """Return albumentations' colour jitter, one of two uses of this library because it is no longer maintained."""
-    A = _albumentations()  # noqa: N806
+    A = albumentations()  # noqa: N806
     return A.Compose([A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)])
 
 
 def strong_distortion() -> Any:
     """Return the strong colour distortion of UniMatch (https://arxiv.org/abs/2208.09910): jitter, grey, blur."""
-    A = _albumentations()  # noqa: N806
+    A = albumentations()  # noqa: N806
     return A.Compose(
         [
             A.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=0.8),
@@ -125,13 +144,6 @@ def strong_distortion() -> Any:
             A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
         ]
     )
-
-
-def _albumentations() -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it checks for a newer version online
-    import albumentations  # slow
-
-    return albumentations
 
 
 def cutmix(batch: Tensor, box: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from crosscoop.data.augment import Augmentation, cutmix
+from crosscoop.data.balance import ClassBalance, count_classes
 from crosscoop.data.check import check_classes, check_headers
 from crosscoop.data.dataset import Sample, SegmentationDataset, check_palette
 from crosscoop.data.datasets.streets import Streets
@@ -22,6 +23,7 @@ from crosscoop.data.pipeline import EvaluationSet, Item, TrainingSet
 from crosscoop.data.prepared import prepared_samples
 from crosscoop.data.samplers import EvaluationSampler, MixedSampler, TrainingLoader, TrainingSampler
 from crosscoop.data.samples import MissingFilesError
+from crosscoop.data.transforms import Transforms
 from crosscoop.data.unlabelled import ImageSample, divide
 from crosscoop.errors import CrosscoopError
 
@@ -39,6 +41,11 @@ class SegmentationData(pl.LightningDataModule):
         scale: Smallest and largest factor of the random scale in training.
         flip: Mirror images at random in training.
         photometric: Jitter colours in training.
+        transforms: albumentations' transforms of the crops in training, in order: names, or
+            `{class_path: CLAHE, init_args: {p: 0.2}}`; or the class path of your own. Teachers receive them as well.
+        crop: Scale, crop and flip before `transforms`; false leaves all three to them (`RandomResizedCrop`).
+        balance: Draw every class equally often: a class, then a labelled image that contains it, then a crop around a
+            random pixel of it. Decodes all training masks before training.
         unlabelled: Images to train on without masks, for objectives such as CrossPseudoSupervision: a share of the
             training split whose masks are not used, such as 0.875, drawn by the seed; or a list file that names
             images of the training split or other image files, one per line; or a folder of images. An epoch is then
@@ -50,6 +57,8 @@ class SegmentationData(pl.LightningDataModule):
         cutmix: Probability with which a crop receives a box of another one in its batch: an unlabelled crop if there
             are unlabelled images, otherwise any. Teachers receive the original crops.
         resize: Height and width to which every image is resized first, in training and evaluation; null keeps its size.
+            Evaluation resizes the labels back, and compares them with the masks at their own size.
+        resize_masks: Resize the masks that are evaluated as well: faster, but not comparable with results of others.
         center_crop: Side of the central square to evaluate on, as the paper did; null evaluates whole images.
         skip_bad_samples: Replace a training sample whose files cannot be used by another one, and list it in
             `skipped.csv`. Evaluation never skips samples.
@@ -73,11 +82,15 @@ class SegmentationData(pl.LightningDataModule):
         scale: tuple[float, float] = (0.5, 2.0),
         flip: bool = True,
         photometric: bool = False,
+        transforms: Sequence[str | dict[str, Any]] = (),
+        crop: bool = True,
+        balance: bool = False,
         unlabelled: float | str | None = None,
         unlabelled_ratio: float = 1.0,
         strong: bool = False,
         cutmix: float = 0.0,
         resize: tuple[int, int] | None = None,
+        resize_masks: bool = False,
         center_crop: int | None = None,
         skip_bad_samples: bool = False,
         check: bool = True,
@@ -113,15 +126,24 @@ class SegmentationData(pl.LightningDataModule):
         self.unlabelled, self.unlabelled_ratio, self.strong, self.cutmix = unlabelled, unlabelled_ratio, strong, cutmix
         check_palette(dataset)
         self.dataset = dataset
+        if not (crop or transforms):
+            raise CrosscoopError(
+                "data.crop: got false without data.transforms, expected transforms that make crops of data.crop_size."
+            )
+        self.transforms, self.crop, self.balance = transforms, crop, balance
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.crop_size, self.scale, self.flip, self.photometric = crop_size, scale, flip, photometric
         self.skip_bad_samples, self.check = skip_bad_samples, check
-        self.resize, self.center_crop, self.prepared, self.seed = resize, center_crop, prepared, seed
+        self.resize, self.resize_masks, self.center_crop = resize, resize_masks, center_crop
+        self.prepared, self.seed = prepared, seed
 
     def protocol(self, split: str, num_images: int) -> dict[str, Any]:
         """Return how metrics are measured on a number of images of a split, to accompany every result."""
         region = f"centre crop {self.center_crop}" if self.center_crop else "whole images"
-        size = f"resized to {self.resize[0]} x {self.resize[1]}" if self.resize else "at their own size"
+        size = "at their own size"
+        if self.resize:
+            masks = "with their masks" if self.resize_masks else "but masks at their own size"
+            size = f"resized to {self.resize[0]} x {self.resize[1]}, {masks}"
         return {
             "dataset": type(self.dataset).__name__,
             "split": split,
@@ -133,16 +155,40 @@ class SegmentationData(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Prepare the data on disk and, before training, check all files; once per machine."""
         self.dataset.prepare()
-        if self.check and self.trainer and self.trainer.state.fn == "fit":
-            self._check()
+        if self.trainer and self.trainer.state.fn == "fit":
+            self._transforms()
+            if self.check:
+                self._check()
+
+    def look_up(self, *splits: str) -> None:
+        """Look for the files of splits, before anything that takes long.
+
+        Raises:
+            CrosscoopError: The data set's folder does not exist, or files of a split are missing.
+        """
+        self.dataset.prepare()
+        root = getattr(self.dataset, "root", None)
+        if isinstance(root, str) and not Path(root).expanduser().is_dir():
+            raise CrosscoopError(
+                f"data.dataset.root: got {root}, which is not a folder, expected the one with the data of "
+                f"{type(self.dataset).__name__}. Correct it with --data.dataset.root FOLDER."
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # repeated when the data is used
+            for split in splits:
+                self.samples(split, self.skip_bad_samples and split == self.dataset.train_split)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Return a loader of augmented crops of the training split, and of unlabelled images."""
         labelled, unlabelled = self._training_samples()
-        augmentation = Augmentation(self.crop_size, self.scale, self.flip, self.photometric, self.strong, self.cutmix)
+        augmentation = Augmentation(
+            self.crop_size, self.scale, self.flip, self.photometric, self.strong, self.cutmix, self._transforms()
+        )
+        classes = self.dataset.num_classes
+        balance = ClassBalance(count_classes(labelled, classes)) if self.balance else None
         training_set = TrainingSet(
-            [*labelled, *unlabelled], augmentation, self.resize, self.seed, self.dataset.num_classes,
-            self.skip_bad_samples, len(labelled),
+            [*labelled, *unlabelled], augmentation, self.resize, self.seed, classes, self.skip_bad_samples,
+            len(labelled), balance,
         )  # fmt: skip
         sampler: TrainingSampler | MixedSampler = TrainingSampler(training_set, *self._world(), self.seed)
         if unlabelled:
@@ -160,9 +206,15 @@ class SegmentationData(pl.LightningDataModule):
         """Return a loader of the test split."""
         return self._evaluation_loader(self.dataset.test_split)
 
+    def labelled_samples(self) -> Sequence[Sample]:
+        """Return the samples of the training split whose masks are used."""
+        return self._training_samples()[0]
+
     def evaluation_set(self, split: str) -> EvaluationSet:
         """Return a split's samples as they are evaluated."""
-        return EvaluationSet(self._samples(split), self.resize, self.center_crop, self.dataset.num_classes)
+        return EvaluationSet(
+            self.samples(split), self.resize, self.center_crop, self.dataset.num_classes, self.resize_masks
+        )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Convert images to RGB in [0, 1] and masks to int64 on the device, because bytes are faster to transfer."""
@@ -173,13 +225,29 @@ class SegmentationData(pl.LightningDataModule):
             batch = {"weak": batch["image"], **batch, **mixed}
         return batch
 
+    def _transforms(self) -> Transforms | None:
+        if not self.transforms:
+            return None
+        transforms = Transforms(self.transforms, self.crop_size, whole=not self.crop)
+        transforms.check()
+        return transforms
+
     def _training_samples(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
-        samples = self._samples(self.dataset.train_split, self.skip_bad_samples)
+        samples = self.samples(self.dataset.train_split, self.skip_bad_samples)
         root = getattr(self.dataset, "root", None)
         labelled, unlabelled = divide(samples, self.unlabelled, self.seed, root and Path(root).expanduser())
         return labelled, unlabelled if self.unlabelled_ratio else []
 
-    def _samples(self, split: str, skip_missing: bool = False) -> Sequence[Sample]:
+    def samples(self, split: str, skip_missing: bool = False) -> Sequence[Sample]:
+        """Return the samples of a split, decoded ones if `prepared` has them.
+
+        Args:
+            split: The split.
+            skip_missing: Whether missing files are left to those who read the samples.
+
+        Raises:
+            CrosscoopError: The split is unknown or empty, or its files are missing.
+        """
         samples: Sequence[Sample]
         try:
             samples = self.dataset.samples(split)
@@ -208,7 +276,7 @@ class SegmentationData(pl.LightningDataModule):
             CrosscoopError: There are faults.
         """
         train, val = self.dataset.train_split, self.dataset.val_split
-        splits = {train: self._samples(train, self.skip_bad_samples), val: self._samples(val)}
+        splits = {train: self.samples(train, self.skip_bad_samples), val: self.samples(val)}
         labelled, unlabelled = self._training_samples()
         if further := [sample for sample in unlabelled if isinstance(sample, ImageSample)]:
             splits["data.unlabelled"] = further
@@ -280,19 +348,24 @@ def collate(items: Sequence[Item]) -> Any:
     Raises:
         CrosscoopError: Their sizes differ.
     """
-    sizes = {tuple(item["image"].shape[-2:]) for item in items}
-    if len(sizes) > 1:
-        raise CrosscoopError(
-            f"A batch contains images of different sizes: {sorted(sizes)}; expected one size. Set "
-            "data.eval_batch_size to 1, or set data.center_crop or data.resize."
-        )
+    for key in ("image", "mask"):
+        sizes = {tuple(item[key].shape[-2:]) for item in items}
+        if len(sizes) > 1:
+            raise CrosscoopError(
+                f"A batch contains {key}s of different sizes: {sorted(sizes)}; expected one size. Set "
+                "data.eval_batch_size to 1, or set data.center_crop, or data.resize with data.resize_masks."
+            )
     skipped = [fault for item in items for fault in item.get("skipped", [])]
     batch = default_collate([{key: value for key, value in item.items() if key != "skipped"} for item in items])
     return {**batch, "skipped": skipped} if skipped else batch
 
 
-def open_data(config: dict[str, Any]) -> SegmentationData:
+def open_data(config: dict[str, Any], root: str | None = None) -> SegmentationData:
     """Return the data module that a configuration describes.
+
+    Args:
+        config: The configuration of a command.
+        root: A folder that replaces the data set's.
 
     Raises:
         CrosscoopError: The configuration does not describe any data, or the data cannot be opened.
@@ -300,7 +373,10 @@ def open_data(config: dict[str, Any]) -> SegmentationData:
     parser = ArgumentParser(exit_on_error=False)  # it modifies the object that it parses
     parser.add_class_arguments(SegmentationData, "data")
     try:
-        data: SegmentationData = parser.instantiate(parser.parse_object({"data": deepcopy(config["data"])})).data
+        options = deepcopy(config["data"])
+        if root is not None:
+            options["dataset"].setdefault("init_args", {})["root"] = root
+        data: SegmentationData = parser.instantiate(parser.parse_object({"data": options})).data
     except (ArgumentError, KeyError, TypeError) as error:
         raise CrosscoopError(f"The configuration does not describe usable data ({error}).") from error
     return data

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crosscoop.data.augment import Augmentation, center_cropped, resized
+from crosscoop.data.balance import ClassBalance
 from crosscoop.data.check import exif_hint
 from crosscoop.data.dataset import VOID, Array, Sample
 from crosscoop.errors import CrosscoopError
@@ -20,7 +21,8 @@ class Item(TypedDict):
 
     Attributes:
         image: `(3, H, W)` uint8 RGB.
-        mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels.
+        mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels; larger or smaller than the image if that was
+            resized for evaluation.
         name: The sample's name.
         weak: The same crop before strong augmentation, from which teachers predict, `(3, H, W)` uint8 RGB.
         box: Top, bottom, left and right of the box that the sample receives from another one (CutMix), `(4,)`.
@@ -47,6 +49,7 @@ class TrainingSet(Dataset[Item]):
         skip_bad: Replace a sample that cannot be used by another one of its kind, drawn from the seed.
         labelled: Number of samples, from the first on, that must have masks; the masks of the others are void. None for
             all.
+        balance: Chooses the labelled samples by their classes; None leaves them as drawn.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class TrainingSet(Dataset[Item]):
         num_classes: int = VOID,
         skip_bad: bool = False,
         labelled: int | None = None,
+        balance: ClassBalance | None = None,
     ) -> None:
+        self.balance = balance
         self.labelled = len(samples) if labelled is None else labelled
         self.samples, self.augmentation, self.resize, self.seed = samples, augmentation, resize, seed
         self.num_classes, self.skip_bad = num_classes, skip_bad
@@ -70,10 +75,13 @@ class TrainingSet(Dataset[Item]):
     def __getitem__(self, draw: tuple[int, int] | int) -> Item:
         """Return the augmented sample of a draw; a mere index, as from Lightning's `overfit_batches`, means epoch 0."""
         index, epoch = draw if isinstance(draw, tuple) else (draw, 0)
+        seed, focus = (self.seed, epoch, index), None
+        if self.balance and index < self.labelled:
+            index, focus = self.balance.choose(seed)
         skipped: list[tuple[str, str]] = []
-        for candidate in self._candidates(index, epoch):
+        for candidate in self._candidates(index, seed):
             try:
-                item = self._draw(candidate, (self.seed, epoch, index))
+                item = self._draw(candidate, seed, focus)
                 return {**item, "skipped": skipped} if skipped else item
             except (OSError, ValueError) as error:  # CrosscoopError is a ValueError
                 if not self.skip_bad:
@@ -84,21 +92,21 @@ class TrainingSet(Dataset[Item]):
             f"first: {skipped[0][1]}"
         )
 
-    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+    def _candidates(self, index: int, seed: Sequence[int]) -> Iterator[int]:
         """Yield the index of a draw, then its possible replacements, the same on every worker and rank."""
         yield index
         kind = range(self.labelled) if index < self.labelled else range(self.labelled, len(self.samples))
-        others = np.random.default_rng((self.seed, epoch, index)).permutation(kind)
+        others = np.random.default_rng(seed).permutation(kind)
         yield from (int(other) for other in others if other != index)
 
-    def _draw(self, index: int, seed: Sequence[int]) -> Item:
+    def _draw(self, index: int, seed: Sequence[int], focus: int | None) -> Item:
         sample, labelled = self.samples[index], index < self.labelled
         image, mask = read(sample, self.resize)
         if mask is None and labelled:
             raise CrosscoopError(f"{sample.name} is in the training split, but does not have a mask (data.dataset).")
         if mask is None or not labelled:
             mask = np.full(image.shape[:2], VOID, np.uint8)
-        weak, mask = self.augmentation(image, mask, seed)
+        weak, mask = self.augmentation(image, mask, seed, focus)
         check_values(sample, mask, self.num_classes)
         strong = weak if labelled else self.augmentation.strengthen(weak, seed)
         item = to_item(strong, mask, sample.name)
@@ -115,9 +123,13 @@ class EvaluationSet(Dataset[Item]):
 
     Args:
         samples: A split's samples; if a mask is missing, all pixels are void.
-        resize: Height and width to which samples are resized first; None keeps their size.
+        resize: Height and width to which images are resized first; None keeps their size.
         center_crop: Side of the central square; None for complete images.
         num_classes: The number of classes; mask values that are not class indices or `VOID` are rejected.
+        resize_masks: Whether masks are resized as well, instead of keeping their own size.
+
+    Raises:
+        CrosscoopError: Images are resized and cropped, but not their masks.
     """
 
     def __init__(
@@ -126,8 +138,16 @@ class EvaluationSet(Dataset[Item]):
         resize: Sequence[int] | None,
         center_crop: int | None,
         num_classes: int = VOID,
+        resize_masks: bool = False,
     ) -> None:
         self.samples, self.resize, self.center_crop, self.num_classes = samples, resize, center_crop, num_classes
+        self.resize_masks = resize_masks
+        if resize and center_crop and not resize_masks:
+            raise CrosscoopError(
+                f"data.center_crop: got {center_crop} with data.resize {list(resize)}, expected only one of them, "
+                "because the square is cut out of images and masks of one size. Leave one out, or set "
+                "data.resize_masks to true."
+            )
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -136,11 +156,13 @@ class EvaluationSet(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """Return a sample."""
         sample = self.samples[index]
-        image, mask = read(sample, self.resize)
+        image, mask = read(sample, self.resize if self.resize_masks else None)
         if self.center_crop:
             image, mask = center_cropped(image, mask, self.center_crop)
         if mask is None:
             mask = np.full(image.shape[:2], VOID, np.uint8)
+        if self.resize and not self.resize_masks:
+            image, _ = resized(image, None, self.resize)
         check_values(sample, mask, self.num_classes)
         return to_item(image, mask, sample.name)
 

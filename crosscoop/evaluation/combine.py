@@ -13,6 +13,7 @@ from crosscoop.evaluation.inference import upsampled_labels
 from crosscoop.evaluation.metrics import Scores, count_pairs
 from crosscoop.network.cooperative import CooperativeNetwork, confidence
 from crosscoop.network.ensemble import Ensemble
+from crosscoop.network.layers import resize
 from crosscoop.network.outputs import ENSEMBLE
 
 PIXELS = 2000
@@ -34,7 +35,8 @@ def sample_pixels(network: CooperativeNetwork, split: EvaluationSet) -> tuple[Te
     for image, mask in _images(split, "Reading logits"):
         labelled = (mask.flatten() != VOID).nonzero().squeeze(1)
         chosen = labelled[torch.randperm(len(labelled), generator=generator)[:PIXELS]]
-        logits.append(torch.stack([each[0].flatten(1).T[chosen] for each in network(image)]))
+        full = (resize(each.float(), mask.shape[-2:]) for each in network(image, upsample=False))
+        logits.append(torch.stack([each[0].flatten(1).T[chosen] for each in full]))
         labels.append(mask.flatten()[chosen].long())
     return torch.cat(logits, 1), torch.cat(labels)
 

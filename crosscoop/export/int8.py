@@ -56,19 +56,21 @@ def images_in(paths: Sequence[Path], origin: str, resize: Sequence[int] | None) 
     return Images(chosen, chosen, f"{origin}, images without labels")
 
 
-def images_of(checkpoint: Path) -> Images:
+def images_of(checkpoint: Path, root: str | None = None) -> Images:
     """Use a run's training images for calibration and its test split for comparison.
 
     Args:
         checkpoint: The run's checkpoint, which contains the configuration of its data.
+        root: The data's folder, if it has been moved since.
 
     Raises:
         CrosscoopError: The file is not a checkpoint, or its data cannot be opened.
     """
     if checkpoint.suffix != ".ckpt":
         raise CrosscoopError(f"calibration: got none for {checkpoint}, expected a folder of images.")
-    data = open_data(read_checkpoint(checkpoint)["crosscoop"]["config"])
+    data = open_data(read_checkpoint(checkpoint)["crosscoop"]["config"], root)
     split = data.dataset.test_split
+    data.look_up(data.dataset.train_split, split)
     train, test = data.evaluation_set(data.dataset.train_split), data.evaluation_set(split)
     about = data.protocol(split, len(test))
     return Images(spread(train), test, f"{about['dataset']} {split}, {len(test)} images, {about['evaluation']}")  # type: ignore[arg-type]
@@ -78,7 +80,11 @@ def spread(images: EvaluationSet) -> Sequence[Item]:
     """Return at most `CALIBRATION_IMAGES` images, evenly spaced over a set."""
     chosen = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int)
     return EvaluationSet(  # type: ignore[return-value]
-        [images.samples[index] for index in chosen], images.resize, images.center_crop, images.num_classes
+        [images.samples[index] for index in chosen],
+        images.resize,
+        images.center_crop,
+        images.num_classes,
+        images.resize_masks,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.network.branch import Branch
 from crosscoop.network.ensemble import Ensemble
 from crosscoop.network.exchange import Exchange
+from crosscoop.network.freeze import Freeze
 from crosscoop.network.fusion import Add, FusionFactory
 from crosscoop.network.layers import resize
 from crosscoop.network.outputs import ENSEMBLE, outputs_of
@@ -42,6 +44,9 @@ class CooperativeNetwork(nn.Module):
 
     Attributes:
         exchanges: The exchange at each connected point, by the point's name.
+        freeze: The parts that do not train.
+        options: The arguments of `create_network` if that created the network, with which a checkpoint is read; else
+            None.
 
     Raises:
         CrosscoopError: The strategy connects a single branch, or points that some branch lacks.
@@ -49,6 +54,8 @@ class CooperativeNetwork(nn.Module):
 
     branches: Sequence[Branch]
     exchanges: Mapping[str, Exchange]
+    freeze = Freeze()
+    options: dict[str, Any] | None = None
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from crosscoop.network.branch import Branch
 from crosscoop.network.cooperative import Cascade, CooperativeNetwork
 from crosscoop.network.deeplabv3plus import DeepLabV3Plus
 from crosscoop.network.ensemble import get_ensemble
+from crosscoop.network.freeze import Freeze
 from crosscoop.network.fusion import FusionFactory, get_fusion
 from crosscoop.network.lookup import find
 from crosscoop.network.mmseg import MmsegDeepLabV3Plus
@@ -37,6 +38,8 @@ def create_network(
     atrous_rates: Sequence[int] = (6, 12, 18),
     ensemble: str = "sum",
     cascade: dict[str, Any] | None = None,
+    freeze: Sequence[str] = (),
+    freeze_epochs: int | None = None,
 ) -> CooperativeNetwork:
     """Create a cooperative network from the names of its parts.
 
@@ -65,11 +68,15 @@ def create_network(
         cascade: `{branch: top, confidence: 0.9}` lets a branch answer alone for images, or windows, in which the mean
             over the pixels of its highest probability is at least that; `crosscoop join` finds the confidence. It
             applies to evaluation and prediction, not to the training steps or to export.
+        freeze: Parts that do not train, batch norm included: backbones, the name of a branch (top), or the path of a
+            part (`top.backbone`, `bottom.aspp`, exchanges).
+        freeze_epochs: Number of epochs after which they train as well; null keeps them frozen throughout.
 
     Raises:
         CrosscoopError: A name is unknown, the strategy does not fit the branches, a backbone does not support the
             output stride, or a weights file does not fit.
     """
+    options = dict(locals())
     if not branches or isinstance(branches, str):
         raise CrosscoopError(f"network.branches: got {branches!r}, expected a list with one backbone per branch.")
     if output_stride not in (8, 16):
@@ -95,7 +102,10 @@ def create_network(
             )
         networks.append(_branch(fields, _backbone(fields, output_stride, weights), num_classes, heads))
     combined = get_ensemble(ensemble)(len(networks), num_classes)
-    return CooperativeNetwork(networks, connections, operator, combined, get_cascade(cascade, len(networks)))
+    network = CooperativeNetwork(networks, connections, operator, combined, get_cascade(cascade, len(networks)))
+    network.options, network.freeze = options, Freeze(freeze, freeze_epochs)
+    network.freeze.modules(network)
+    return network
 
 
 def get_cascade(fields: dict[str, Any] | None, num_branches: int) -> Cascade | None:

@@ -12,6 +12,9 @@ from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color
 
 RED: Color = (230, 0, 40)
 
+BACKGROUND = ("background", "unlabelled", "unlabeled", "void")
+"""Names of classes that an overlay leaves out."""
+
 NAMED = 40
 """Maximum number of classes that an image labels individually."""
 
@@ -23,10 +26,27 @@ def colored(labels: Array, palette: Sequence[Color]) -> Array:
     return colors[labels]
 
 
-def overlay(image: Array, labels: Array, palette: Sequence[Color], alpha: float = 0.5) -> Array:
-    """Blend the image `(H, W, 3)` with the colours of its labels `(H, W)`, whose weight is `alpha`."""
-    mixed = image * (1 - alpha) + colored(labels, palette) * alpha
-    return mixed.round().astype(np.uint8)
+def overlay(
+    image: Array, labels: Array, class_names: Sequence[str], palette: Sequence[Color], alpha: float = 0.5
+) -> Array:
+    """Blend the image `(H, W, 3)` with the colours of its labels `(H, W)`, whose weight is `alpha`.
+
+    Void and classes named in `BACKGROUND` show the image as it is.
+    """
+    weights = np.full(VOID + 1, alpha)
+    weights[[VOID, *(i for i, name in enumerate(class_names) if name.lower() in BACKGROUND)]] = 0
+    weight = weights[labels][..., None]
+    mixed: Array = (image * (1 - weight) + colored(labels, palette) * weight).round().astype(np.uint8)
+    return mixed
+
+
+def outlined(image: Array, labels: Array, palette: Sequence[Color]) -> Array:
+    """Draw the boundaries of labels `(H, W)` on the image `(H, W, 3)`, on each side in the colour of its class."""
+    import cv2  # slow to import
+
+    kernel = np.ones((2 * max(1, max(labels.shape) // 500) + 1,) * 2, np.uint8)
+    edge = cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
+    return np.where(edge[..., None], colored(labels, palette), image)
 
 
 def highlight(image: Array, where: NDArray[np.bool_]) -> Array:
@@ -160,3 +180,30 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
     figure.suptitle(fill(title, int(13 * width)), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
+
+
+def save_balance(path: Path, counted: Mapping[str, NDArray[np.int64]], class_names: Sequence[str], title: str) -> None:
+    """Draw each class's share of the labelled pixels, and of the images that contain it, for several sets of masks.
+
+    Args:
+        path: The PNG to write.
+        counted: Pixels `(images, num_classes)` by image and class, by the name of the set.
+        class_names: One name per class.
+        title: The title above the image.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.24 * len(class_names) + 1.6), layout="constrained")
+    places, height = np.arange(len(class_names)), 0.8 / len(counted)
+    for axis, what in zip(figure.subplots(1, 2, sharey=True), ("labelled pixels", "images"), strict=True):
+        for i, (name, pixels) in enumerate(counted.items()):
+            shares = pixels.sum(0) / max(pixels.sum(), 1) if what == "labelled pixels" else (pixels > 0).mean(0)
+            axis.barh(places + i * height, 100 * shares, height, label=name)
+        axis.set_xlabel(f"% of the {what}")
+        axis.set_yticks(places + 0.4 - height / 2, class_names, parse_math=False, fontsize=8)
+        axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8)
+    axis.invert_yaxis()
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -24,7 +24,7 @@ from crosscoop.network.fold import fold_batch_norm
 from crosscoop.network.layers import resize
 from crosscoop.network.outputs import CASCADE, branches_of, main_output
 from crosscoop.network.precision import native_bfloat16
-from crosscoop.prediction.pictures import colored, highlight, legend, overlay, side_by_side
+from crosscoop.prediction.pictures import colored, highlight, legend, outlined, overlay, side_by_side
 
 if TYPE_CHECKING:
     from crosscoop.evaluation.cascade import CountedCascade
@@ -65,9 +65,16 @@ class Prediction:
         return different
 
     def draw(self, alpha: float = 0.5) -> Image.Image:
-        """Blend the image with the colours of its classes, weighted by `alpha`, above a legend of them."""
-        picture = overlay(self.image, self.labels, self.palette, alpha)
+        """Blend the image with the colours of its classes, weighted by `alpha`, above a legend of them.
+
+        The background stays as it is, see `pictures.overlay`.
+        """
+        picture = overlay(self.image, self.labels, self.class_names, self.palette, alpha)
         return legend(picture, self.labels, self.class_names, self.palette)
+
+    def outline(self) -> Image.Image:
+        """Draw the boundaries of the classes in their colours on the image, above a legend of them."""
+        return legend(outlined(self.image, self.labels, self.palette), self.labels, self.class_names, self.palette)
 
     def compare(self) -> Image.Image:
         """Place the image, each output and the pixels on which the branches differ side by side."""

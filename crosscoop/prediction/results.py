@@ -38,6 +38,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Path, Prediction], None]]] = {
     "labels": (".png", lambda path, seen: write_mask(path, seen.labels, seen.palette)),
     "colors": (".png", lambda path, seen: write_picture(path, Image.fromarray(colored(seen.labels, seen.palette)))),
     "overlays": (".png", lambda path, seen: write_picture(path, seen.draw())),
+    "outlines": (".png", lambda path, seen: write_picture(path, seen.outline())),
     "comparison": (".png", lambda path, seen: write_picture(path, seen.compare())),
     "probabilities": (".npz", lambda path, seen: write_probabilities(path, seen.probabilities)),
 }

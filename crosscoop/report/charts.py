@@ -87,9 +87,11 @@ def round_step(span: float, count: int) -> float:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Return the charts with data: the training loss of every run, and each validation metric of every output."""
-    losses = [Line(run.name, i, 0, _points(run, "train/loss")) for i, run in enumerate(runs)]
-    candidates = [("Training loss", losses, 3)]
+    """Return the charts with data: the losses of every run, and each validation metric of every output."""
+    candidates = [
+        (title, [Line(run.name, i, 0, _points(run, key)) for i, run in enumerate(runs)], 3)
+        for title, key in (("Training loss", "train/loss"), ("Validation loss", "val/loss"))
+    ]
     for figure in dict.fromkeys(["miou", *(figure for run in runs for figure in run.followed)]):
         if figure != "pixel_accuracy":  # it is uninformative where one class dominates
             lines = [line for i, run in enumerate(runs) for line in _lines(run, i, figure, len(runs) > 1)]

@@ -18,6 +18,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.evaluator import evaluate
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import none_of, percent
+from crosscoop.files import note
 from crosscoop.network.outputs import branches_of, main_output
 from crosscoop.prediction.predictor import Prediction, load
 from crosscoop.report.runs import Run
@@ -87,31 +88,34 @@ class View:
         return [sample.name for sample in self.items.samples]
 
 
-def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
+def make_gallery(runs: Sequence[Run], split: str, num_images: int, root: str | None = None) -> Gallery:
     """Predict and draw the images on which the runs differ most.
 
     Args:
         runs: The runs; each predicts with the configuration of its last test (or validation).
         split: test or val: the data set's split for that purpose.
         num_images: Number of images to show.
+        root: The data's folder, if it has been moved since.
     """
     gallery, views = Gallery(), dict[int, View]()
     for place, run in enumerate(runs if num_images else []):
         try:
-            view = open_view(run, split)
+            view = open_view(run, split, root)
             first = next(iter(views.values()), view)
             if (type(view.dataset), view.names) != (type(first.dataset), first.names):
                 raise CrosscoopError("its images differ from those of the previous runs.")
             views[place] = view
         except CrosscoopError as error:
             gallery.notices.append(f"{run.name} is not shown: {error}")
+            note(gallery.notices[-1])  # before the other runs' images are predicted
     if not views:
         return gallery
     reasons = choose([runs[place] for place in views if split == "test"], first.names, num_images)
     pictures: dict[str, list[list[Picture]]] = {}
     for place, view in views.items():
         try:
-            predictor = load(view.checkpoint, view.inference, own_size=True)  # the data resized them already
+            predictor = load(view.checkpoint, view.inference, own_size=True)
+            predictor.resize = None if view.items.resize_masks else view.items.resize  # else the data has resized them
         except CrosscoopError as error:
             gallery.notices.append(f"{runs[place].name} is not shown: {error}")
             continue
@@ -122,8 +126,10 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
                 f"{runs[place].name}: the images are predicted under another protocol than its metrics."
             )
         for name in track(reasons, f"Predicting with {runs[place].name}", transient=True):
-            item = view.items[view.names.index(name)]
-            image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"].numpy()
+            index = view.names.index(name)
+            item = view.items[index]
+            mask = item["mask"].numpy()
+            image = view.items.samples[index].image() if predictor.resize else item["image"].permute(1, 2, 0).numpy()
             prediction = predictor(image)
             gallery.differences |= meanings(branches_of(prediction.branch_labels))
             scene = [photo("image", image), painted("ground truth", "", mask, view.dataset.palette)]
@@ -133,8 +139,13 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int) -> Gallery:
     return gallery
 
 
-def open_view(run: Run, split: str) -> View:
+def open_view(run: Run, split: str, root: str | None = None) -> View:
     """Open a split with the configuration of a run's last test (or validation).
+
+    Args:
+        run: The run.
+        split: test or val.
+        root: The data's folder, if it has been moved since.
 
     Raises:
         CrosscoopError: The run has no checkpoint, or its data cannot be opened.
@@ -143,8 +154,9 @@ def open_view(run: Run, split: str) -> View:
     checkpoint = run.checkpoint(config)
     if not checkpoint.is_file():
         raise CrosscoopError(f"{checkpoint} does not exist; `crosscoop fit` writes it.")
-    data, inference = open_data(config), Inference(**config.get("inference", {}))
+    data, inference = open_data(config, root), Inference(**config.get("inference", {}))
     name = data.dataset.test_split if split == "test" else data.dataset.val_split
+    data.look_up(name)
     words = data.protocol(name, 0)
     protocol = f"{words['dataset']} {name}, {words['evaluation']}, {inference.describe()}"
     return View(data.dataset, data.evaluation_set(name), inference, checkpoint, protocol)

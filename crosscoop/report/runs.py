@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -35,6 +35,7 @@ class Run:
         branches: `branches.json`, or None.
         images: The finite metrics of each image by column name.
         notices: What is missing, and how to create it.
+        tested: Folder of a test's files, if they are not in the run's.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Run:
     branches: dict[str, Any] | None = None
     images: dict[str, dict[str, float]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    tested: Path | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -76,14 +78,19 @@ class Run:
         """The metrics in the history, and the outputs that have each of them."""
         found: dict[str, list[str]] = {}
         for key in dict.fromkeys(key for row in self.history for key in row):
-            if parts := re.fullmatch("val/([^/]+)/(.+)", key):
+            if (parts := re.fullmatch("val/([^/]+)/(.+)", key)) and parts[1] != "loss":  # which is not a share
                 found.setdefault(parts[1], []).append(parts[2])
         return found
 
     def evaluation(self, stage: str) -> Settings:
         """Return the configuration of the last `test` or `validate`; without one, that of `fit`."""
-        path = self.folder / f"{stage}.yaml"
+        path = self.find(f"{stage}.yaml")
         return load_yaml(path) if path.is_file() else self.config
+
+    def find(self, file: str) -> Path:
+        """Return the path of a file, in the test's folder if it is there, else in the run's."""
+        there = self.tested and self.tested / file
+        return there if there and there.is_file() else self.folder / file
 
     def checkpoint(self, evaluation: Settings) -> Path:
         """Return the checkpoint that was evaluated, even if the run folder has been moved since."""
@@ -94,11 +101,15 @@ class Run:
         return beside if beside.is_file() or not evaluated.is_file() else evaluated
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+def read_runs(
+    folders: Sequence[str | Path], named: Mapping[Path, str] = {}, tested: Mapping[Path, Path] = {}
+) -> list[Run]:
     """Read runs.
 
     Args:
         folders: Their folders; duplicates are ignored.
+        named: Names of runs by folder; by default the folder's.
+        tested: Folders of tests by the run's folder, if the run's does not contain the test's files.
 
     Raises:
         CrosscoopError: The list is empty, or one of them is not a run folder.
@@ -106,18 +117,20 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
     if not paths:
         raise CrosscoopError("report: got no run, expected one or more run folders, such as runs/demo.")
-    names = [path.resolve().name for path in paths]
+    names = [named.get(path, path.resolve().name) for path in paths]
     return [
-        read_run(path, str(path) if names.count(name) > 1 else name) for path, name in zip(paths, names, strict=True)
+        read_run(path, str(path) if names.count(name) > 1 else name, tested.get(path))
+        for path, name in zip(paths, names, strict=True)
     ]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str, tested: Path | None = None) -> Run:
     """Read a run.
 
     Args:
         folder: The folder that `crosscoop fit --run` wrote.
         name: Name of the run in the report.
+        tested: Folder of a test's files, if they are not in the run's.
 
     Raises:
         CrosscoopError: It is not a run folder.
@@ -128,14 +141,14 @@ def read_run(folder: Path, name: str) -> Run:
             f"{folder}: got {found}, expected a run with config.yaml, metrics.json or best.ckpt. Pass the folder that "
             "`crosscoop fit --run FOLDER` wrote."
         )
-    run, missing = Run(folder, name), dict[str, list[str]]()
+    run, missing = Run(folder, name, tested=tested), dict[str, list[str]]()
     for file, (attribute, load, source) in PIECES.items():
-        if not (folder / file).is_file():
+        if not run.find(file).is_file():
             if file != "branches.json" or len(branches_of(run.outputs)) > 1:  # one branch has no comparison
                 missing.setdefault(source, []).append(file)
             continue
         try:
-            setattr(run, attribute, load(folder / file))
+            setattr(run, attribute, load(run.find(file)))
         except (CrosscoopError, OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
             run.notices.append(f"{file} cannot be read ({type(error).__name__}: {error}); recreate it with {source}.")
     run.notices += [f"Missing: {', '.join(files)}; run {source}." for source, files in missing.items()]

@@ -1,8 +1,8 @@
 """The Lightning module: how a cooperative network is trained and evaluated."""
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from crosscoop.data.augment import cutmix
+from crosscoop.data.dataset import colormap
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
 from crosscoop.evaluation.cascade import CascadeRecord, CountedCascade
@@ -21,30 +22,15 @@ from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.inference import Inference, upsampled_labels
 from crosscoop.evaluation.metrics import MetricFactory, Scores
 from crosscoop.network import CooperativeNetwork
+from crosscoop.network.layers import resize
 from crosscoop.network.outputs import ALONE, CASCADE, branch_names, branches_of, main_output, output_names
+from crosscoop.training.batches import Batch, to_batch
+from crosscoop.training.describe import describe
 from crosscoop.training.lightning_fixes import thaw_resumed
 from crosscoop.training.loss import CrossEntropy, Loss
 from crosscoop.training.objective import Objective, Supervised
 from crosscoop.training.objective.contract import check_objective, sum_losses
-
-
-class Batch(TypedDict):
-    """A batch as the network receives it.
-
-    Attributes:
-        image: `(N, 3, H, W)` RGB in [0, 1].
-        mask: `(N, H, W)` class indices, 255 where there is no label.
-        name: The samples' names.
-        weak: The images as the branches that teach see them, if they differ from `image`.
-        box: Top, bottom, left and right of the box that each image has received from the one before it, `(N, 4)`.
-    """
-
-    image: Tensor
-    mask: Tensor
-    name: list[str]
-    weak: NotRequired[Tensor]
-    box: NotRequired[Tensor]
-
+from crosscoop.version import __version__
 
 SchedulerFactory = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
 """Lightning's ReduceLROnPlateau, which has a `monitor`, takes precedence over torch's class of the same name."""
@@ -107,6 +93,10 @@ class CooperativeSegmentation(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.class_names = network, list(class_names)
+        self.run_config: dict[str, Any] | None = None
+        self.frozen = network.freeze.modules(network)
+        if network.freeze.epochs is None:
+            nn.ModuleList(self.frozen).requires_grad_(False)
         self.objective = copy.deepcopy(objective)  # all tasks share the default object
         check_objective(self.objective, loss, network)
         self.objective.loss = loss
@@ -126,6 +116,7 @@ class CooperativeSegmentation(pl.LightningModule):
         self.cascade_record: CascadeRecord | None = None
         self.evaluator = Evaluator(class_names, names, metrics)
         self.scores: dict[str, Scores] = {}
+        self.figures: dict[str, float | None] = {}
         self.num_images = 0
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -136,10 +127,15 @@ class CooperativeSegmentation(pl.LightningModule):
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
         return self.network.outputs(image)
 
-    def labels(self, image: Tensor) -> dict[str, Tensor]:
-        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels `(N, H, W)` uint8 by output name, with `inference`."""
+    def labels(self, image: Tensor, size: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Segment `(N, 3, H, W)` RGB in [0, 1] into labels uint8 by output name, with `inference`.
+
+        Args:
+            image: The images.
+            size: Height and width of the labels; None for the images' size.
+        """
         outputs = self.inference(self._outputs, image)
-        return {name: upsampled_labels(logits, image.shape[-2:]) for name, logits in outputs.items()}
+        return {name: upsampled_labels(logits, size or image.shape[-2:]) for name, logits in outputs.items()}
 
     def _outputs(self, view: Tensor) -> dict[str, Tensor]:
         outputs = self.network.outputs(view, upsample=False)
@@ -152,9 +148,11 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the objective's losses."""
+        batch = self._batch(batch)
         points, names = self.objective.points, branch_names(len(self.network.branches))
         outputs, kept = self.forward_maps(batch["image"], points)
         logits = dict(zip(names, outputs, strict=True))
+        self._check_classes(logits)
         given: dict[str, Any] = {}
         if points:
             given["maps"] = {point: {names[i]: each for i, each in own.items()} for point, own in kept.items()}
@@ -166,7 +164,7 @@ class CooperativeSegmentation(pl.LightningModule):
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             self.log(f"lr/{group.get('name', 'thawed')}", group["lr"])
         for name, each in losses.items():
-            self.log(f"train/loss_{name}", each)
+            self.log(f"train/loss/{name}", each)
         return loss
 
     @torch.no_grad()
@@ -180,12 +178,19 @@ class CooperativeSegmentation(pl.LightningModule):
         return dict(zip(branch_names(len(logits)), logits, strict=True))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update every output's metrics."""
-        self._count(batch)
+        """Update every output's metrics, and each branch's loss, `model.loss`."""
+        batch = self._batch(batch)
+        outputs, mask = self._count(batch)[0], batch["mask"]
+        losses = {
+            name: self.objective.loss(resize(outputs[name].float(), mask.shape[-2:]), mask)
+            for name in branch_names(len(self.network.branches))
+        }
+        for key, loss in {"val/loss": sum(losses.values()), **{f"val/loss/{n}": e for n, e in losses.items()}}.items():
+            self.log(key, loss, batch_size=len(mask), sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update every output's metrics; return the labels `(N, H, W)` by output name, for the callbacks."""
-        return self._count(batch)
+        return self._count(self._batch(batch))[1]
 
     def on_validation_epoch_end(self) -> None:
         """Compute the epoch's metrics."""
@@ -245,6 +250,17 @@ class CooperativeSegmentation(pl.LightningModule):
         finally:
             optimizer.param_groups = groups
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add to the checkpoint what is needed to use it on its own: configuration, classes and colours."""
+        dataset = getattr(getattr(self.trainer, "datamodule", None), "dataset", None)
+        palette = colormap(len(self.class_names)) if dataset is None else dataset.palette
+        checkpoint["crosscoop"] = {
+            "version": __version__,
+            "config": self.run_config or describe(self.network, getattr(self.trainer, "datamodule", None)),
+            "class_names": self.class_names,
+            "palette": [list(map(int, color)) for color in palette],
+        }
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Ignore the checkpoint's objective in an evaluation, where it may differ."""
         if self.trainer.state.fn != "fit":
@@ -255,8 +271,43 @@ class CooperativeSegmentation(pl.LightningModule):
             }
 
     def on_train_start(self) -> None:
-        """Unfreeze again what was unfrozen before an interruption."""
+        """Unfreeze again what was unfrozen before an interruption, and log at least once per epoch."""
         thaw_resumed(self.trainer)
+        self.on_train_epoch_start()  # a run resumed within an epoch does not start the epoch again
+        steps = int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches
+        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, max(steps, 1))  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the parts that do not train yet, with their batch norm; Lightning has put them into training mode."""
+        frozen = self._is_frozen()
+        for part in self.frozen:
+            if frozen or self.current_epoch == self.network.freeze.epochs:
+                part.train(not frozen)
+            if self.network.freeze.epochs is not None and self.trainer.world_size == 1:
+                part.requires_grad_(not frozen)
+
+    def on_after_backward(self) -> None:
+        """Drop the gradients of parts that do not train yet: DDP averages all those that it has found at its start."""
+        if self.network.freeze.epochs is not None and self._is_frozen():
+            for parameter in nn.ModuleList(self.frozen).parameters():
+                parameter.grad = None
+
+    def _is_frozen(self) -> bool:
+        epochs = self.network.freeze.epochs
+        return epochs is None or self.current_epoch < epochs
+
+    def _batch(self, batch: Any) -> Batch:
+        """Return a batch as the network receives it; those of `SegmentationData` already are."""
+        ours = isinstance(batch, dict) and "name" in batch
+        return batch if ours else to_batch(batch, len(self.class_names))
+
+    def _check_classes(self, logits: Mapping[str, Tensor]) -> None:
+        for name, each in logits.items():
+            if each.shape[1] != len(self.class_names):
+                raise CrosscoopError(
+                    f"model.class_names: got {len(self.class_names)} names, but {each.shape[1]} channels of logits "
+                    f"from {name}; expected one per class. Create the network with num_classes={len(self.class_names)}."
+                )
 
     @property
     def _thaws(self) -> bool:
@@ -316,21 +367,28 @@ class CooperativeSegmentation(pl.LightningModule):
             )
         return int(total)
 
-    def _count(self, batch: Batch) -> dict[str, Tensor]:
-        labels = self.labels(batch["image"])
+    def _count(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Update the metrics, and return logits and labels by output name."""
+        outputs = self.inference(self._outputs, batch["image"])
+        self._check_classes(outputs)
+        labels = {name: upsampled_labels(logits, batch["mask"].shape[-2:]) for name, logits in outputs.items()}
         self.evaluator.update(labels, batch["mask"])
-        return labels
+        return outputs, labels
 
     def _score(self, stage: str) -> None:
-        """Log the main output's metrics as `stage/miou` and `stage/iou/CLASS`, each branch's as `stage/miou_BRANCH`."""
+        """Log every output's metrics as `stage/miou/OUTPUT`, the main one's also as `stage/miou` and `stage/iou/CLASS`.
+
+        `figures` has them without those per class.
+        """
         self.num_images, self.scores = self.evaluator.num_images(), self.evaluator.compute()
         self.evaluator.reset()
         self.cascade_record = self.cascade.record() if self.cascade else None
-        main, logged = main_output(self.scores), dict[str, float | None]()
+        main = self.scores[main_output(self.scores)]
+        self.figures = {f"{stage}/{figure}": value for figure, value in main.headline.items()}
         for name, scores in self.scores.items():
-            suffix = "" if name == main else f"_{name}"
-            logged |= {f"{stage}/{figure}{suffix}": value for figure, value in scores.headline.items()}
-        for figure, classes in self.scores[main].per_class.items():
+            self.figures |= {f"{stage}/{figure}/{name}": value for figure, value in scores.headline.items()}
+        logged = dict(self.figures)
+        for figure, classes in main.per_class.items():
             logged |= {f"{stage}/{figure}/{name}": value for name, value in classes.items()}
         for key, value in logged.items():
             if value is not None:  # already equal on all ranks

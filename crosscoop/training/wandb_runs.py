@@ -15,8 +15,14 @@ from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from crosscoop.training.lightning_fixes import keep_wandb_on_disk, leave_wandb, wandb_has_begun
 
 
-def keep_wandb_run(config: Namespace, run: Path) -> None:
-    """Give W&B's run an id that a resumed run reuses, and make it offline if the server or the key is missing."""
+def keep_wandb_run(config: Namespace, run: Path, again: bool) -> None:
+    """Give W&B's run an id that later commands reuse, and make it offline if the server or the key is missing.
+
+    Args:
+        config: The configuration, changed in place.
+        run: The run's folder.
+        again: Whether to reuse the id of an earlier command.
+    """
     loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
     for logger in loggers:
         if not (isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger")):
@@ -24,7 +30,7 @@ def keep_wandb_run(config: Namespace, run: Path) -> None:
         options = logger.init_args
         if not (options.get("id") or options.get("version")):
             record = run / "wandb.id"
-            if config.resume and record.is_file():
+            if again and record.is_file():
                 options.id = record.read_text().strip()
             else:
                 options.id = secrets.token_hex(4)

@@ -19,6 +19,7 @@ from crosscoop.data.dataset import VOID, Array, colormap
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
 from crosscoop.data.datasets.voc import PascalVOC
 from crosscoop.data.images import write_mask
+from crosscoop.errors import CrosscoopError
 
 REAL = ROOT.parent / "shared" / "data"
 FRAMES = ("aachen/aachen_000000_000019", "aachen/aachen_000001_000019", "ulm/ulm_000000_000019")
@@ -313,31 +314,42 @@ def test_wrong_options(options: str, message: str, capsys: pytest.CaptureFixture
 
 def test_figures_of_a_run_are_not_replaced(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = voc.parent / "labels"
+    before = sorted(folder.rglob("*"))
     crosscoop("score", "--predictions", folder, *data("PascalVOC", voc))
+    assert sorted(folder.rglob("*")) == before  # nothing is written unless asked for
     crosscoop("score", "--predictions", folder, *data("PascalVOC", voc), "--output", folder)
     (folder / "metrics.json").write_text('{"stage": "test"}')
-    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc))
+    error = refused(capsys, "score", "--predictions", folder, *data("PascalVOC", voc), "--output", folder)
     assert "contains the metrics of test" in error
     assert (folder / "metrics.json").read_text() == '{"stage": "test"}'
 
 
-@pytest.mark.parametrize("resize", [None, (12, 30)])
+@pytest.mark.parametrize(("resize", "resize_masks"), [(None, False), ((12, 30), False), ((12, 30), True)])
 @pytest.mark.parametrize("center_crop", [None, 10])
 def test_what_is_evaluated_is_what_test_evaluates(
-    voc: Path, resize: tuple[int, int] | None, center_crop: int | None, capsys: pytest.CaptureFixture[str]
+    voc: Path,
+    resize: tuple[int, int] | None,
+    resize_masks: bool,
+    center_crop: int | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module = SegmentationData(PascalVOC(str(voc)), resize=resize, center_crop=center_crop)
+    module = SegmentationData(PascalVOC(str(voc)), resize=resize, resize_masks=resize_masks, center_crop=center_crop)
+    if resize and center_crop and not resize_masks:
+        with pytest.raises(CrosscoopError, match=r"data\.center_crop: got 10 with data\.resize \[12, 30\]"):
+            module.evaluation_set("val")
+        return
     with pytest.warns(UserWarning, match="not comparable with published ones"):
         evaluation_set = module.evaluation_set("val")
     for item in evaluation_set:
         save(voc.parent / "truth" / f"{item['name']}.png", item["mask"].numpy())
     options = [*data("PascalVOC", voc), f"--data.resize={json.dumps(resize)}", f"--data.center_crop={center_crop}"]
+    options += [f"--data.resize_masks={json.dumps(resize_masks)}"]
     options = [option.replace(" ", "").replace("None", "null") for option in options]
     record = scored(voc.parent / "truth", *options)
     assert record["miou"] == 1
     assert record["protocol"] == {**module.protocol("val", 3), "inference": "label files"}
-    if resize or center_crop:
-        assert "data.resize" in refused(capsys, "score", "--predictions", voc.parent / "labels", *options)
+    if resize_masks or center_crop:
+        assert "data.resize_masks" in refused(capsys, "score", "--predictions", voc.parent / "labels", *options)
 
 
 def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 from tiny import ROOT
 
+from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID, Array, SegmentationDataset, colormap
 from crosscoop.data.datasets.camvid import CamVid
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
@@ -23,7 +24,7 @@ from crosscoop.data.datasets.voc import PascalVOC, download_to
 from crosscoop.data.images import lookup_table, read_image, read_mask, write_mask
 from crosscoop.data.samples import FileSample, image_suffixes, read_list, read_pairs
 from crosscoop.errors import CrosscoopError
-from crosscoop.files import scan
+from crosscoop.files import load_yaml, scan
 
 DATA = ROOT.parent / "shared" / "data"
 GREY = np.array([[0, 1, 2], [3, 10, 255]], np.uint8)
@@ -640,7 +641,10 @@ def test_a_list_of_names_chooses_from_folders(folder: Path) -> None:
         folder / "train.txt",
         "got a, ",
         "images/a.jpg, masks/a.png: specify the folders",
+        "{images: images, masks: masks, list: train.txt}",
     )
+    text(folder / "train.txt", "a.jpg")  # with a suffix, the same
+    refused(lambda: alone.samples("train"), "got a.jpg, ", "{images: images, masks: masks, list: train.txt}")
 
 
 def test_folder_reads_lists(folder: Path) -> None:
@@ -656,6 +660,18 @@ def test_folder_maps_mask_values(folder: Path) -> None:
     assert values(dataset.samples("train")[0]) == [[0, 1, VOID]]
     save(path, np.array([[0, 7]], np.uint8))
     refused(dataset.samples("train")[0].mask, path, "got the mask values 7,", "2 classes")
+
+
+def test_ade20k_counts_from_1_and_has_150_classes(tmp_path: Path) -> None:
+    for split in ("training", "validation"):
+        picture(tmp_path / "images" / split / "ADE_train_00000001.jpg")
+        save(tmp_path / "annotations" / split / "ADE_train_00000001.png", np.array([[0, 1, 150, 255]], np.uint8))
+    options = load_yaml(ROOT / "configs/ade20k/parts/data.yaml")
+    options["dataset"]["init_args"]["root"] = str(tmp_path)
+    dataset = open_data({"data": options}).dataset
+    assert dataset.num_classes == 150 and (dataset.class_names[0], dataset.class_names[149]) == ("wall", "flag")
+    for split in (dataset.train_split, dataset.val_split, dataset.test_split):
+        assert values(dataset.samples(split)[0]) == [[VOID, 0, 149, VOID]]
 
 
 def test_folder_names_what_is_missing_or_doubled(folder: Path) -> None:
@@ -679,6 +695,7 @@ def test_folder_names_what_is_missing_or_doubled(folder: Path) -> None:
         ({"mask_values": [0]}, "mask_values: got [0]"),
         ({"mask_values": [0, 0]}, "mask_values: got [0, 0]"),
         ({"void": [1]}, "void [1]"),
+        ({"reduce_zero_label": True, "mask_values": [1, 2]}, "reduce_zero_label: got true with mask_values"),
         ({"void": [256]}, "got 256"),
         ({"splits": {"train": Split()}}, 'splits: got "train"'),
         ({"splits": {"train": Split("images", mask_suffix="_mask")}}, 'splits: got "train"'),

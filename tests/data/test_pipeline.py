@@ -312,7 +312,9 @@ def test_evaluation_leaves_images_as_they_are_unless_told():
                             for options in ((None, None), ((24, 40), None), (None, 16)))  # fmt: skip
     np.testing.assert_array_equal(whole["mask"], sample.labels)
     np.testing.assert_array_equal(whole["image"].permute(1, 2, 0), sample.pixels)
-    assert small["image"].shape == (3, 24, 40) and small["mask"].shape == (24, 40)
+    assert small["image"].shape == (3, 24, 40) and np.array_equal(small["mask"], sample.labels)
+    both = EvaluationSet([sample], (24, 40), None, resize_masks=True)[0]
+    assert both["image"].equal(small["image"]) and both["mask"].shape == (24, 40)
     np.testing.assert_array_equal(center["mask"], sample.labels[16:32, 24:40])
 
 

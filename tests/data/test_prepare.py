@@ -68,7 +68,7 @@ def test_batches_are_the_same(root, workers):
     prepare(root, "--splits train,val")
     plain, prepared = module(root), module(root, prepared=str(root / "prepared"))
     prepared.num_workers = workers
-    assert all(isinstance(sample, PreparedSample) for sample in prepared._samples("train"))
+    assert all(isinstance(sample, PreparedSample) for sample in prepared.samples("train"))
     for loader in ("train_dataloader", "val_dataloader"):
         for batch, other in zip(getattr(plain, loader)(), getattr(prepared, loader)(), strict=True):
             assert batch["name"] == other["name"]
@@ -79,7 +79,7 @@ def test_splits_that_are_not_prepared_are_read_as_ever(root, capsys):
     prepare(root)
     assert "4 samples, 4 of them new" in capsys.readouterr().out
     data = module(root, prepared=str(root / "prepared"))
-    assert [type(data._samples(split)[0]).__name__ for split in ("train", "val")] == ["PreparedSample", "FileSample"]
+    assert [type(data.samples(split)[0]).__name__ for split in ("train", "val")] == ["PreparedSample", "FileSample"]
 
 
 def test_it_goes_on_where_it_was_stopped_and_renews_what_changed(root, capsys):
@@ -94,7 +94,7 @@ def test_it_goes_on_where_it_was_stopped_and_renews_what_changed(root, capsys):
     prepare(root)
     assert "4 samples, 2 of them new" in capsys.readouterr().out
     data = module(root, prepared=str(root / "prepared"))
-    assert (data._samples("train")[2].image() == 9).all()
+    assert (data.samples("train")[2].image() == 9).all()
     assert not list((root / "prepared").rglob(".*"))
 
 
@@ -109,7 +109,7 @@ def test_what_changed_since_is_refused(root, capsys):
 
 def test_a_folder_that_is_not_there_is_refused(root):
     with pytest.raises(Exception, match=r"expected a folder\. Create it with `crosscoop prepare-data"):
-        module(root, prepared=str(root / "nowhere"))._samples("train")
+        module(root, prepared=str(root / "nowhere")).samples("train")
 
 
 def test_an_array_that_was_lost_is_named(root):
@@ -117,7 +117,7 @@ def test_an_array_that_was_lost_is_named(root):
     (root / "prepared" / "train" / "sub" / "0.x.image.npy").write_bytes(b"")
     data = module(root, prepared=str(root / "prepared"))
     with pytest.raises(Exception, match=r"0\.x\.image\.npy: got .*prepare-data"):
-        data._samples("train")[0].image()
+        data.samples("train")[0].image()
 
 
 def test_generated_samples_are_refused(tmp_path):

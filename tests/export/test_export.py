@@ -113,7 +113,7 @@ def test_metadata(run, exported, format):
                 assert np.allclose(statistics[key], getattr(backbone, key).flatten())
     assert about["resize"] == [32, 64] and about["dataset"] == "Streets"
     assert about["figures"] == json.loads((run / "metrics.json").read_text())
-    assert about["figures"]["protocol"]["evaluation"] == "whole images resized to 32 x 64"
+    assert about["figures"]["protocol"]["evaluation"] == "whole images resized to 32 x 64, but masks at their own size"
 
 
 def test_figures_of_another_epoch_are_not_claimed(run, tmp_path):

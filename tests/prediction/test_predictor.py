@@ -13,9 +13,10 @@ from torch import nn
 
 import crosscoop
 from crosscoop import Predictor, create_network
-from crosscoop.data.dataset import colormap
+from crosscoop.data.dataset import VOID, colormap
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
+from crosscoop.prediction.pictures import outlined, overlay
 
 MINE = """
 import timm
@@ -169,6 +170,16 @@ def test_overlay_and_legend(predictor, image):
     seen = {predictor.palette[index] for index in np.unique(prediction.labels)}
     absent = {color for color in predictor.palette if color not in seen and len(set(color)) > 1}  # text is grey
     assert seen <= legend and not absent & legend
+
+
+def test_overlays_leave_the_background_as_it_is(image):
+    labels = np.zeros(image.shape[:2], np.uint8)
+    labels[8:16, 8:16], labels[20:, 30:] = 1, VOID
+    drawn = overlay(image, labels, ["Background", "crack"], [(0, 0, 0), (200, 0, 0)])
+    changed = (drawn != image).any(2)
+    assert not changed[labels != 1].any() and changed[labels == 1].mean() > 0.9
+    edges = (outlined(image, labels, [(0, 0, 0), (200, 0, 0)]) != image).any(2)
+    assert edges[7:9, 7:17].mean() > 0.9 and not edges[11:13, 11:13].any() and not edges[:4].any()
 
 
 def test_comparison(predictor, image):

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny import STREETS, crosscoop, fit
 
 from crosscoop import load
+from crosscoop.ablation.grid import Ablation
 from crosscoop.commands.report import report
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
@@ -267,12 +268,29 @@ def test_gallery_holds_what_the_runs_predict(runs, page):
 
 def test_gallery_follows_the_configuration_of_the_test(run):
     config = yaml.safe_load((run / "test.yaml").read_text())
-    config["data"]["resize"] = [16, 24]
+    config["data"] |= {"resize": [16, 24], "resize_masks": True}
     (run / "test.yaml").write_text(yaml.safe_dump(config))
     page = write(run, num_images=1)
     assert {decode(image["src"]).size for image in page.images()} == {(24, 16)}
     assert "resized to 16 x 24" in page.text
     assert "another protocol than its metrics" in page.text
+
+
+def test_an_ablation_stands_for_its_rows(run, tmp_path, capsys):
+    ablation = Ablation({}, cells={"The pair": {}, "Not yet": {}}, seeds=[3, 4], tests={"own size": {}})
+    ablation.save(tmp_path / "ablation.yaml")
+    cell = tmp_path / "the_pair/seed3"
+    shutil.copytree(run, cell)
+    (cell / "own_size").mkdir()
+    for name in ("metrics.json", "confusion.json", "images.csv", "branches.json", "test.yaml"):
+        (cell / name).rename(cell / "own_size" / name)
+    crosscoop("report", tmp_path, "--num-images 0 --output", tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert "The pair" in page.text and "Missing: " not in page.text
+    assert "not trained yet: Not yet" in capsys.readouterr().err
+    shutil.rmtree(cell)
+    with pytest.raises(CrosscoopError, match="an ablation without a trained cell"):
+        report([str(tmp_path)])
 
 
 def test_val_images_are_spread_evenly(run):
@@ -331,7 +349,7 @@ def test_missing_data_are_said(run):
     (run / "test.yaml").write_text(yaml.safe_dump(config))
     text = write(run, num_images=1).text
     assert "is not shown" in text
-    assert "/nowhere/test.txt" in text
+    assert "data.dataset.root: got /nowhere" in text
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,17 @@ def private_names(path):
         yield from (name for name in names if name.startswith("_") and not name.startswith("__"))
 
 
+def test_names_of_metrics_do_not_share_a_path_in_mlflow():
+    class Logger:
+        def log_metrics(self, metrics, step=None):
+            self.logged = metrics, step
+
+    logger = Logger()
+    fixes.separate_names(logger)
+    logger.log_metrics({"val/miou": 0.5, "val/miou/top": 0.4, "lr/heads": 1.0}, 3)
+    assert logger.logged == ({"val/miou/all": 0.5, "val/miou/top": 0.4, "lr/heads": 1.0}, 3)
+
+
 def test_private_names_are_used_in_one_file_only():
     fixes_file = PACKAGE / "training" / "lightning_fixes.py"
     assert set(private_names(fixes_file)) >= {"_iteration_based_training", "_parser", "_experiment"}

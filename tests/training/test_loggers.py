@@ -24,8 +24,8 @@ from crosscoop.prediction.pictures import colored
 
 EVERY_STEP = "--trainer.log_every_n_steps 1"
 SCALARS = {
-    *("train/loss", "train/loss_top", "train/loss_bottom", "lr/backbone", "lr/heads"),
-    *("val/miou", "val/miou_top", "val/miou_bottom", "val/pixel_accuracy"),
+    *("train/loss", "train/loss/top", "train/loss/bottom", "lr/backbone", "lr/heads"),
+    *("val/miou", "val/miou/top", "val/miou/bottom", "val/pixel_accuracy"),
     *("val/iou/sky", "val/iou/road", "val/iou/building"),
 }
 

@@ -287,7 +287,7 @@ def train(folder, *options):
 def logged():
     """Names of the losses that the last training of this process logged."""
     metrics = Recorder.latest.module.trainer.callback_metrics
-    return {key.removeprefix("train/loss_") for key in metrics if key.startswith("train/loss_")}
+    return {key.removeprefix("train/loss/") for key in metrics if key.startswith("train/loss/")}
 
 
 # -- a user's own, in a file and a line of YAML
@@ -379,7 +379,7 @@ def test_each_branch_has_heads_at_the_points_that_it_has():
     task.optimizers = lambda: SimpleNamespace(param_groups=[])
     task.training_step({"image": torch.rand(2, 3, 32, 48), "mask": torch.randint(3, (2, 32, 48)), "name": []}, 0)
     losses = ["top", "bottom", "top_connection1", "bottom_connection1", "bottom_narrow"]
-    assert sorted(names) == sorted(["train/loss", *(f"train/loss_{name}" for name in losses)])
+    assert sorted(names) == sorted(["train/loss", *(f"train/loss/{name}" for name in losses)])
 
 
 def test_tasks_do_not_share_an_objective(task):

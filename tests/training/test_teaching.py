@@ -134,7 +134,7 @@ UNLABELLED = "--data.dataset.num_train 12 --data.unlabelled 0.75 --data.batch_si
 def test_training_with_unlabelled_images_resumes_bit_for_bit(tmp_path, objective):
     options = (UNLABELLED, "--model.objective", objective, "--trainer.max_epochs 2")
     fit(tmp_path / "whole", *options, "--trainer.callbacks+=tiny.Recorder")
-    names = {key for key in Recorder.latest.module.trainer.callback_metrics if key.startswith("train/loss_")}
+    names = {key for key in Recorder.latest.module.trainer.callback_metrics if key.startswith("train/loss/")}
     assert len(names) == 4
     stop = "--trainer.callbacks+=tiny.Stopper --trainer.callbacks.epoch 1"
     with pytest.raises(PowerCut):

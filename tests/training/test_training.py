@@ -448,9 +448,9 @@ def test_training_uses_the_augmented_crops(tmp_path, monkeypatch):
     shapes = set()
     augment = Augmentation.__call__
 
-    def spy(self, image, mask, seed):
+    def spy(self, image, mask, seed, focus):
         shapes.add((image.shape, seed[0]))
-        return augment(self, image, mask, seed)
+        return augment(self, image, mask, seed, focus)
 
     monkeypatch.setattr(Augmentation, "__call__", spy)
     fit(tmp_path, "--seed_everything 7 --data.resize=[40,50]")

@@ -1,5 +1,6 @@
 """Your own data: folders or lists of images and masks."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,10 @@ from crosscoop.files import scan, shorten
 
 Found = tuple[str, Path, Path | None]
 """Name, image and mask of a sample."""
+
+
+MASKS = re.compile("mask|label|anno|gt|seg", re.IGNORECASE)
+"""What names of folders with masks usually contain."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Folder(SegmentationDataset):
             and `[1, 2, 3]` with `void: [0]` for masks that count from 1.
         mask_colors: Whether to read the colours of the masks instead of their values, for files in colours and for
             palette files whose indices differ from file to file; requires `palette`.
+        reduce_zero_label: Whether masks count from 1 and 0 is void, as in ADE20K: short for `mask_values: [1, 2, ...]`
+            and `void: [0]`.
         void: Mask values to ignore, or colours such as `[[0, 0, 0]]`. 255 is always ignored unless `mask_values`
             contains it; so is VOC's void colour, `[224, 224, 192]`.
         train_split: Split for training.
@@ -87,6 +94,7 @@ class Folder(SegmentationDataset):
         mask_values: list[int] | None = None,
         mask_colors: bool = False,
         void: list[int | Color] | None = None,
+        reduce_zero_label: bool = False,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
@@ -101,6 +109,13 @@ class Folder(SegmentationDataset):
                 f"palette: got {len(palette)} colours, expected one for each of the {count} classes. Correct it, or "
                 "leave it out."
             )
+        if reduce_zero_label:
+            if mask_values is not None or mask_colors:
+                raise CrosscoopError(
+                    "reduce_zero_label: got true with mask_values or mask_colors, which also say what the masks' "
+                    "values mean; expected one of them. Leave the others out."
+                )
+            mask_values, void = list(range(1, count + 1)), [0, *(void or [])]
         values, void = range(count) if mask_values is None else mask_values, void or []
         ignored = [value for value in void if isinstance(value, int)]
         colors = [color for color in void if not isinstance(color, int)]
@@ -174,11 +189,15 @@ def _listed(source: Path, root: Path) -> list[Found]:
     """Read name, image and mask of each sample of a list of files."""
     pairs = read_pairs(source, root)
     if bare := [image.name for image, _ in pairs if image.parent == root and not image.is_file()]:
-        files = [path.relative_to(root) for path in scan(root) if without_suffix(Path(path.name)) == bare[0]]
+        name = without_suffix(Path(bare[0]))
+        files = [path.relative_to(root) for path in scan(root) if without_suffix(Path(path.name)) == name]
         if files:
+            folders = sorted({path.parent.as_posix() for path in files}, key=lambda folder: bool(MASKS.search(folder)))
+            guess = ", ".join(f"{key}: {folder}" for key, folder in zip(("images", "masks"), folders, strict=False))
             raise CrosscoopError(
                 f"{source}: got {bare[0]}, expected the path of a file, relative to {root}. Found {shorten(files)}: "
-                "specify the folders as images and masks in addition to list, or list complete paths."
+                f"specify the folders in addition to the list, as in {{{guess}, list: {source.relative_to(root)}}}, or "
+                "list complete paths."
             )
     return [(without_suffix(image.relative_to(root)), image, mask) for image, mask in pairs]
 

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from crosscoop.data.augment import resized
 from crosscoop.data.datamodule import SegmentationData
 from crosscoop.data.dataset import Array
 from crosscoop.prediction.pictures import colored, save_comparison
@@ -81,9 +82,9 @@ class PredictionImages(pl.Callback):
             item = items[index]
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 image = item["image"][None].to(module.device).float() / 255
-                outputs = module.labels(image)
+                outputs = module.labels(image, item["mask"].shape)
             yield {
-                "image": item["image"].permute(1, 2, 0).numpy(),
+                "image": resized(item["image"].permute(1, 2, 0).numpy(), None, item["mask"].shape)[0],
                 "truth": item["mask"].numpy(),
                 **{name: labels[0].cpu().numpy() for name, labels in outputs.items()},
             }

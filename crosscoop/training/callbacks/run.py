@@ -21,7 +21,6 @@ from crosscoop.files import replacing, write_json
 from crosscoop.network.outputs import main_output
 from crosscoop.prediction.pictures import save_confusion
 from crosscoop.training.task import CooperativeSegmentation
-from crosscoop.version import __version__
 
 
 class RunFolder(pl.Callback):
@@ -45,7 +44,8 @@ class RunFolder(pl.Callback):
         self.started = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write `config.yaml` and send the configuration to the loggers."""
+        """Write `config.yaml` and send the configuration to the loggers and to the task's checkpoints."""
+        pl_module.run_config = self.config  # type: ignore[assignment]
         if stage == "fit" and trainer.is_global_zero:
             self._folder(trainer).mkdir(parents=True, exist_ok=True)
             (self._folder(trainer) / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
@@ -74,8 +74,8 @@ class RunFolder(pl.Callback):
         record = self._record(trainer, pl_module, "fit")
         row: dict[str, float | None] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {"seconds": time.monotonic() - self.started, "train/loss": self._mean_loss()}
-        for name, scores in pl_module.scores.items():
-            row |= {f"val/{figure}/{name}": value for figure, value in scores.headline.items()}
+        row |= {key: float(loss) for key, loss in trainer.callback_metrics.items() if key.startswith("val/loss")}
+        row |= pl_module.figures
         self.history.append(row)
         with replacing(self._folder(trainer) / "history.csv") as path, path.open("w", newline="") as file:
             columns = dict.fromkeys(column for each in self.history for column in each)  # a resumed run may log others
@@ -104,18 +104,6 @@ class RunFolder(pl.Callback):
         folder = self._folder(trainer)
         if trainer.state.fn == "fit" and (folder / "last.ckpt").exists():
             print(f"\nTo resume: crosscoop fit --run {shlex.quote(str(folder))} --resume", file=sys.stderr)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add to the checkpoint what is needed to use it on its own."""
-        dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
-        checkpoint["crosscoop"] = {
-            "version": __version__,
-            "config": self.config,
-            "class_names": list(dataset.class_names),
-            "palette": [list(map(int, color)) for color in dataset.palette],
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, the best metrics, and the losses and time of the epoch so far."""

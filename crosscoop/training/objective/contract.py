@@ -38,7 +38,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, logits: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        """Return scalar losses by name; each is logged as `train/loss_NAME`.
+        """Return scalar losses by name; each is logged as `train/loss/NAME`.
 
         Args:
             logits: Each branch's, by its name, `(N, num_classes, H, W)`.
