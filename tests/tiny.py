@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 
 from crosscoop.cli import main
@@ -88,6 +89,13 @@ class Recorder(pl.Callback):
     ) -> None:
         self.optimizer = optimizer
         self.learning_rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+class Half(MixedPrecision):
+    """16-mixed on a CPU, where Lightning would take bfloat16; with a gradient scaler, as on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))
 
 
 class PowerCut(BaseException):

@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import BaseFinetuning, Timer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from torch.optim import Optimizer
 
 
 def count_epochs_as_epochs(trainer: pl.Trainer) -> None:
@@ -80,6 +81,17 @@ def thaw_resumed(trainer: pl.Trainer) -> None:
                 if "name" not in group:  # the task's own groups have names
                     for parameter in group["params"]:
                         parameter.requires_grad_(True)
+
+
+def unscale_fused(trainer: pl.Trainer, optimizer: Optimizer) -> None:
+    """Unscale the gradients of a fused optimizer before they are clipped, under 16-mixed precision.
+
+    Lightning leaves that to the optimizer's step, and refuses to clip, under bf16-mixed as well
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/21435). torch's scaler does not unscale twice.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        scaler.unscale_(optimizer)
 
 
 def launched_ranks(trainer: pl.Trainer) -> list["subprocess.Popen[bytes]"]:

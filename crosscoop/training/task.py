@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import BaseFinetuning
 from pytorch_lightning.cli import OptimizerCallable, ReduceLROnPlateau
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn, optim
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
@@ -26,11 +27,25 @@ from crosscoop.network.layers import resize
 from crosscoop.network.outputs import ALONE, CASCADE, branch_names, branches_of, main_output, output_names
 from crosscoop.training.batches import Batch, to_batch
 from crosscoop.training.describe import describe
-from crosscoop.training.lightning_fixes import thaw_resumed
+from crosscoop.training.lightning_fixes import thaw_resumed, unscale_fused
 from crosscoop.training.loss import CrossEntropy, Loss
 from crosscoop.training.objective import Objective, Supervised
 from crosscoop.training.objective.contract import check_objective, sum_losses
 from crosscoop.version import __version__
+
+
+class Compilation(TypedDict, total=False):
+    """Options of torch.compile.
+
+    Attributes:
+        mode: How long it may search for fast kernels, and whether it records CUDA graphs.
+        dynamic: True compiles for any size of crops and batches at once, false for each size anew; by default a second
+            size decides.
+    """
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+    dynamic: bool | None
+
 
 SchedulerFactory = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
 """Lightning's ReduceLROnPlateau, which has a `monitor`, takes precedence over torch's class of the same name."""
@@ -70,8 +85,9 @@ class CooperativeSegmentation(pl.LightningModule):
             than all the others, or your own `crosscoop.SegmentationMetric`.
         alone: Also evaluate each branch without its connections, as outputs such as `bottom_alone`.
         channels_last: Use the channels-last memory layout, which is faster on CPUs and on GPUs with tensor cores.
-        compile: Compile the forward pass of training with torch.compile (the first steps take minutes). Evaluation is
-            not compiled: each new image size would take minutes again.
+        compile: Compile the forward pass of training with torch.compile (the first steps take minutes): true, or its
+            mode and dynamic, such as {mode: max-autotune}. Evaluation is not compiled: each new image size would take
+            minutes again.
     """
 
     def __init__(
@@ -89,7 +105,7 @@ class CooperativeSegmentation(pl.LightningModule):
         metrics: Sequence[MetricFactory] = (),
         alone: bool = False,
         channels_last: bool = False,
-        compile: bool = False,
+        compile: bool | Compilation = False,
     ) -> None:
         super().__init__()
         self.network, self.class_names = network, list(class_names)
@@ -121,7 +137,9 @@ class CooperativeSegmentation(pl.LightningModule):
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
             self.objective.to(memory_format=torch.channels_last)
-        self.forward_maps = torch.compile(network.forward_maps) if compile else network.forward_maps
+        self.forward_maps = network.forward_maps
+        if compile is not False:
+            self.forward_maps = torch.compile(network.forward_maps, **({} if compile is True else compile))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment `(N, 3, H, W)` RGB in [0, 1] into logits `(N, num_classes, H, W)` by output name."""
@@ -240,15 +258,14 @@ class CooperativeSegmentation(pl.LightningModule):
         own = {id(p): i for i, branch in enumerate(self.network.branches) for p in branch.parameters()}
         for i, name in enumerate(branch_names(len(self.network.branches))):
             own |= {id(p): i for p in self.objective.branch_parameters(name)}
-        groups = optimizer.param_groups
-        try:
-            for part in sorted({own.get(id(p), -1) for group in groups for p in group["params"]}):
-                optimizer.param_groups = [
-                    {**group, "params": [p for p in group["params"] if own.get(id(p), -1) == part]} for group in groups
-                ]
-                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        finally:
-            optimizer.param_groups = groups
+        parts: dict[int, list[Tensor]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parts.setdefault(own.get(id(parameter), -1), []).append(parameter)
+        unscale_fused(self.trainer, optimizer)
+        clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+        for part in parts.values():
+            clip(part, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add to the checkpoint what is needed to use it on its own: configuration, classes and colours."""

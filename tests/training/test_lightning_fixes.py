@@ -283,3 +283,12 @@ def test_private_names_are_used_in_one_file_only():
         "commands/options.py: _actions",  # of argparse, as is the next
         "commands/options.py: _get_help_string",
     }
+
+
+def test_unscaling_for_a_fused_optimizer_is_still_needed(tmp_path):
+    class Fused(Model):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, fused=True)
+
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        make_trainer(tmp_path, gradient_clip_val=1.0, precision="bf16-mixed").fit(Fused())

@@ -364,18 +364,36 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32(tmp_path):
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_gradients_of_each_branch_and_of_the_exchanges_are_clipped_to_a_norm(tmp_path):
-    options = (
+@pytest.mark.parametrize("options", [
+    "",
+    "--trainer.precision bf16-mixed --model.optimizer.fused true",
+    "--trainer.plugins tiny.Half --model.optimizer.fused true",
+    "--trainer.plugins tiny.Half",
+])  # fmt: skip
+def test_gradients_of_each_branch_and_of_the_exchanges_are_clipped_to_a_norm(tmp_path, options):
+    still = (
         "--network.fusion concat --model.optimizer.lr 1 --model.optimizer.momentum 0 --model.optimizer.weight_decay 0"
     )
-    fit(tmp_path, RECORD, options, "--trainer.max_steps 1 --trainer.gradient_clip_val 0.01")
-    first, last = Recorder.latest.first, load(tmp_path / "last.ckpt")["state_dict"]
-    moves = {"branches.0.": [], "branches.1.": [], "": []}
+    fit(tmp_path, RECORD, still, "--trainer.max_steps 1 --trainer.gradient_clip_val 0.01", options)
+    norms = [float(torch.cat([each.flatten() for each in part]).norm()) for part in moves(tmp_path)]
+    assert norms == pytest.approx([0.01] * 3, rel=1e-2)
+
+
+def test_gradients_are_clipped_to_a_value(tmp_path):
+    still = "--model.optimizer.lr 1 --model.optimizer.momentum 0 --model.optimizer.weight_decay 0"
+    clip = "--trainer.gradient_clip_val 0.001 --trainer.gradient_clip_algorithm value"
+    fit(tmp_path, RECORD, still, "--trainer.max_steps 1", clip)
+    assert max(float(each.abs().max()) for part in moves(tmp_path) for each in part) == pytest.approx(0.001, rel=1e-2)
+
+
+def moves(folder):
+    """How far each parameter of the top branch, the bottom branch and the exchanges has moved."""
+    first, last = Recorder.latest.first, load(folder / "last.ckpt")["state_dict"]
+    parts = {"branches.0.": [], "branches.1.": [], "": []}
     for key, _ in Recorder.latest.module.network.named_parameters():
-        part = next(start for start in moves if key.startswith(start))
-        moves[part].append((last[f"network.{key}"] - first[f"network.{key}"]).flatten())
-    norms = [float(torch.cat(part).norm()) for part in moves.values()]
-    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
+        part = next(start for start in parts if key.startswith(start))
+        parts[part].append(last[f"network.{key}"] - first[f"network.{key}"])
+    return list(parts.values())
 
 
 def test_averaged_weights_are_those_evaluated(tmp_path):
@@ -415,20 +433,26 @@ def test_channels_last_is_a_layout_and_nothing_else(trained, tmp_path):
     torch.testing.assert_close(other, plain, rtol=1e-2, atol=1e-3)
 
 
-def test_compiled_network_leaves_a_plain_checkpoint(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("option", "given"), [
+    ("--model.compile true", {}),
+    ("--model.compile.mode max-autotune --model.compile.dynamic true", {"mode": "max-autotune", "dynamic": True}),
+    ("--model.compile '{dynamic: false}'", {"dynamic": False}),
+])  # fmt: skip
+def test_compiled_network_leaves_a_plain_checkpoint(trained, tmp_path, monkeypatch, option, given):
     calls = []
 
-    def counting(function, *args, **kwargs):
+    def counting(function, **asked):
         def call(*inputs, **options):
-            calls.append(torch.is_grad_enabled())
+            calls.append((torch.is_grad_enabled(), asked))
             return function(*inputs, **options)
 
         return call
 
     monkeypatch.setattr(torch, "compile", counting)  # compiling itself takes minutes; see test_network
-    fit(tmp_path, "--trainer.max_epochs 2", "--model.compile true")
-    assert calls == 2 * [True, True]  # evaluation, whose images vary in size, is not compiled
+    fit(tmp_path, "--trainer.max_epochs 2", option)
+    assert calls == 4 * [(True, given)]  # evaluation, whose images vary in size, is not compiled
     assert_equal(load(tmp_path / "last.ckpt")["state_dict"], load(trained / "last.ckpt")["state_dict"])
+    crosscoop("test", "--run", tmp_path)
 
 
 def test_a_few_batches_are_learned_by_heart(tmp_path):
