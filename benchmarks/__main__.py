@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import document
 from benchmarks.measure import Setting
+from crosscoop.network.precision import native_bfloat16
 
 RESULTS = Path(__file__).parent / "results.json"
 VERSIONS = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "segmentation-models-pytorch")
@@ -62,12 +63,19 @@ def main() -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return processor, threads and versions."""
+    """Return processor, its widest instructions, threads and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
-    about = {"cpu": model, "threads": str(torch.get_num_threads()), "python": platform.python_version()}
+    bfloat16 = "native" if native_bfloat16(torch.device("cpu")) else "emulated"
+    instructions = f"{torch.backends.cpu.get_cpu_capability()} with {bfloat16} bfloat16"
+    about = {
+        "cpu": model,
+        "instructions": instructions,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+    }
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
     return about | {name: version(name) for name in VERSIONS}

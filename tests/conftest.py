@@ -38,6 +38,20 @@ def _commands() -> tuple[Any, ...]:
     return cli.main, tiny.crosscoop, Python, in_ranks, subprocess
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let tests of GPUs run on the CPU, as a rehearsal."""
+    parser.addoption("--device", default="cuda", choices=("cuda", "cpu"), help="where the tests marked gpu run")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Where tests marked gpu run."""
+    device: str = request.config.getoption("--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU that torch can use; --device cpu rehearses")
+    return device
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that run commands or start processes, themselves or by way of a helper or a fixture."""
     seen: dict[Any, bool] = {}

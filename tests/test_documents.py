@@ -17,6 +17,10 @@ from tiny import ROOT
 
 import crosscoop as package
 from benchmarks import document
+from benchmarks.gpu.fast import ENTRIES, goals, measure, table
+from benchmarks.gpu.pack import missing
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.right import outcomes
 from benchmarks.measure import Setting, peak_memory, row
 
 # -- the CamVid study: docs/camvid-study/results.csv
@@ -83,6 +87,63 @@ def test_peak_memory_is_of_a_process_of_its_own(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")]))
     small, large = (peak_memory("tests.test_documents:allocate", size) for size in (10, 300))
     assert 250 < large["added"] - small["added"] < 350
+
+
+# -- benchmarks.gpu, which docs/gpu.md describes
+
+
+def test_page_has_the_goals_and_every_entry(tmp_path):
+    page = (ROOT / "docs" / "gpu.md").read_text("utf-8")
+    assert "\n".join(goals(Record(tmp_path / "none.json", True))) in page
+    for name in ENTRIES:
+        assert all(word in page for word in name.split(", ")[0].split()), name
+
+
+def test_results_are_kept_and_never_mixed(tmp_path):
+    record = Record(tmp_path / "fast.json", True)
+    record.add("one", {"arm": {"seconds": [1.0]}})
+    record.add("two", {"failed": "out of memory"})
+    again = Record(tmp_path / "fast.json", True)
+    assert again.has("one") and not again.has("two") and not again.has("three")
+    with pytest.raises(SystemExit, match=r"'rehearsal': True.*Give another --output"):
+        Record(tmp_path / "fast.json", False)
+
+
+@pytest.mark.parametrize("output", [
+    "tests/test_gpu.py::test_a[x-torch.float32] PASSED  [  8%]\ntests/test_gpu.py::test_b SKIPPED (no GPU) [ 9%]",
+    "[gw1] [  8%] PASSED tests/test_gpu.py::test_a[x-torch.float32] \n[gw0] [  9%] SKIPPED tests/test_gpu.py::test_b ",
+])  # fmt: skip
+def test_outcomes_are_read_from_pytests_output(output):
+    assert outcomes(output) == {
+        "tests/test_gpu.py::test_a[x-torch.float32]": "passed",
+        "tests/test_gpu.py::test_b": "skipped",
+    }
+
+
+def test_ratio_of_two_arms_is_found(tmp_path):
+    record = Record(tmp_path / "fast.json", True)
+    arms = {"cross_c1_c2": {"median": 1.02, "MiB": 10.0}, "none": {"median": 1.0, "MiB": 10.0}}
+    record.add("training, batch 16", arms)
+    lines = goals(record)
+    assert lines[2].endswith("| at most 1.03 | 1.02 |") and lines[3].endswith("| 1.00 |")
+    assert lines[4].endswith("not yet run |")
+
+
+def test_only_what_the_other_machine_lacks_is_packed():
+    needed = missing(["jsonargparse[signatures]>=4", "torch>=2"], {"torch", "pyyaml", "typing-extensions"})
+    assert {each.split("==")[0] for each in needed} >= {"jsonargparse", "docstring-parser", "typeshed-client"}
+    assert not [each for each in needed if each.startswith(("torch", "pyyaml", "nvidia"))]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entry_runs_at_a_tiny_size(tmp_path, name):
+    pytest.importorskip("segmentation_models_pytorch")
+    record = Record(tmp_path / "fast.json", True)
+    measure(record, Setting(quick=True), name)
+    assert record.has(name), record.entries[name]
+    assert len(table(record)) > 2
 
 
 # -- CONTRIBUTING's recipes: each file is written beside the work and used from YAML, as a contributor would

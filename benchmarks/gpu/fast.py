@@ -3,6 +3,7 @@
 import os
 import statistics
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.record import Clock, Entry, Record
 from benchmarks.inference import realistic
-from benchmarks.measure import Setting, Work, in_turn, now
+from benchmarks.measure import Setting, Work, in_turn
 from crosscoop.commands.prepare_data import prepare_data
 from crosscoop.data import SegmentationData
 from crosscoop.data.dataset import colormap
@@ -79,6 +80,13 @@ class Arms:
             rates = {"images_per_second": self.items / median, "tflops": self.entry[name].pop("flops") / median / 1e12}
             self.entry[name] |= {"seconds": seconds, "median": median, **rates}
         return self.entry
+
+
+def wall(device: str) -> float:
+    """Return a time in seconds, after the device has finished."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 # -- the machine
@@ -285,9 +293,9 @@ def compiled_training(setting: Setting) -> Entry:
     arms.add("separable, channels-last, fused", step(setting, ours, batch, size, **fast))
     if find_spec("segmentation_models_pytorch"):
         arms.add("smp", step(setting, lambda: networks(setting, None), batch, other))
-    began = now(setting.device)
+    began = wall(setting.device)
     arms.add("separable, channels-last, fused, compiled", step(setting, ours, batch, size, compiled=True, **fast))
-    compilation = now(setting.device) - began
+    compilation = wall(setting.device) - began
     return arms.measure(7) | {"compilation": {"seconds": [compilation]}}
 
 
@@ -318,11 +326,11 @@ def inference(setting: Setting, height: int, width: int, batch: int = 1, compile
 
     if compiled:
         arms.add("fast", lambda: lambda: labels(fast))
-        began = now(device)
+        began = wall(device)
         quick = Predictor(network, names, palette, device=device, fast=True)
         quick.network.forward = torch.compile(quick.network.forward, backend=backend(setting))  # type: ignore[method-assign]
         arms.add("fast, compiled", lambda: lambda: labels(quick))
-        arms.entry["compilation"] = {"seconds": [now(device) - began]}
+        arms.entry["compilation"] = {"seconds": [wall(device) - began]}
     else:
         plain = Predictor(network, names, palette, device=device)
         arms.add("plain", lambda: lambda: labels(plain))
@@ -398,18 +406,18 @@ def evaluation(setting: Setting) -> Entry:
 # -- input
 
 
-def pipeline(setting: Setting, name: str, prepared: bool, batch: int = 16) -> Entry:
+def pipeline(setting: Setting, name: str, prepared: bool) -> Entry:
     """Measure the images per second that worker processes bring to the device, from files or prepared.
 
     Args:
         setting: The setting.
         name: VOC or Cityscapes: the size and format of the generated files.
         prepared: Decode them beforehand, as `crosscoop prepare-data` does.
-        batch: Images per batch.
     """
     from benchmarks.pipelines import generated  # with albumentations, a competitor there
 
-    shape, crop, distinct, batches = ((375, 500), 513, 40, 40) if name == "VOC" else ((1024, 2048), 768, 8, 14)
+    voc, cityscapes = ((375, 500), 513, 40, 48, 16), ((1024, 2048), 768, 8, 32, 8)
+    shape, crop, distinct, batches, batch = voc if name == "VOC" else cityscapes
     workers, device = setting.pick(1, min(os.cpu_count() or 1, 16)), setting.device
     if setting.quick:
         shape, crop, distinct, batches, batch = (48, 64), 32, 2, 3, 2
@@ -426,12 +434,12 @@ def pipeline(setting: Setting, name: str, prepared: bool, batch: int = 16) -> En
         data = SegmentationData(dataset, batch, num_workers=workers, crop_size=crop, prepared=place, check=False)
         loader, seconds = data.train_dataloader(), []
         for _ in range(3):  # in the first epoch the workers start
-            began = now("cuda" if device == "cuda" else "wall")
+            began = wall(device)
             number = 0
             for each in loader:
                 moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in each.items()}
                 number += len(data.on_after_batch_transfer(moved, 0)["image"])
-            seconds.append((now("cuda" if device == "cuda" else "wall") - began) / number)
+            seconds.append((wall(device) - began) / number)
         del loader
     median = statistics.median(seconds[1:])
     return {"input": {"seconds": seconds, "images_per_second": 1 / median, "workers": workers}}
@@ -482,7 +490,7 @@ def run(record: Record, clock: Clock, setting: Setting, apart: Callable[[str, fl
 
 def measure(record: Record, setting: Setting, name: str) -> None:
     """Measure an entry; an error becomes part of the record."""
-    began = now("wall")
+    began = wall("cpu")
     try:
         entry = ENTRIES[name](setting)
     except Exception as error:  # the others are still worth their time
@@ -491,7 +499,7 @@ def measure(record: Record, setting: Setting, name: str) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     record.add(name, entry)
-    print(f"{name}: {now('wall') - began:.0f} s{', failed' if 'failed' in entry else ''}", flush=True)
+    print(f"{name}: {wall('cpu') - began:.0f} s{', failed' if 'failed' in entry else ''}", flush=True)
 
 
 def table(record: Record) -> list[str]:
