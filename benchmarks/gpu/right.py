@@ -11,8 +11,7 @@ from pathlib import Path
 from benchmarks.gpu.record import Clock, Record
 
 TESTS = "tests/test_gpu.py"
-OUTCOME = re.compile(rf"({TESTS}::\S+(?: \S+\])?) (PASSED|FAILED|ERROR|SKIPPED)|"
-                     rf"(PASSED|FAILED|ERROR|SKIPPED) ({TESTS}::.+)")  # fmt: skip
+OUTCOME = re.compile(rf"^({TESTS}::.+?) (PASSED|FAILED|ERROR|SKIPPED)|%\] (PASSED|FAILED|ERROR|SKIPPED) ({TESTS}::.+)")
 """A line of pytest's verbose output, of one process or of several."""
 
 
