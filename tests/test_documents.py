@@ -111,7 +111,7 @@ def test_results_are_kept_and_never_mixed(tmp_path):
 
 @pytest.mark.parametrize("output", [
     "tests/test_gpu.py::test_a[--x true --y] PASSED  [  8%]\ntests/test_gpu.py::test_b SKIPPED (no GPU) [ 9%]",
-    "tests/test_gpu.py::test_a[--x true --y] PASSED\ntests/test_gpu.py::test_b SKIPPED\nFAILED tests/test_gpu.py::test_c",
+    "tests/test_gpu.py::test_a[--x true --y] PASSED\ntests/test_gpu.py::test_b SKIPPED\nFAILED tests/test_gpu.py::c",
     "[gw1] [  8%] PASSED tests/test_gpu.py::test_a[--x true --y] \n[gw0] [  9%] SKIPPED tests/test_gpu.py::test_b ",
 ])  # fmt: skip
 def test_outcomes_are_read_from_pytests_output(output):
