@@ -46,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
     """Where tests marked gpu run."""
+    import torch  # as late as a test needs it
+
     device: str = request.config.getoption("--device")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU that torch can use; --device cpu rehearses")

@@ -121,12 +121,13 @@ def test_outcomes_are_read_from_pytests_output(output):
     }
 
 
-def test_ratio_of_two_arms_is_found(tmp_path):
-    record = Record(tmp_path / "fast.json", True)
+@pytest.mark.parametrize(("rehearsal", "mark"), [(False, ""), (True, " (rehearsal)")])
+def test_ratio_of_two_arms_is_found_and_a_rehearsals_is_marked(tmp_path, rehearsal, mark):
+    record = Record(tmp_path / "fast.json", rehearsal)
     arms = {"cross_c1_c2": {"median": 1.02, "MiB": 10.0}, "none": {"median": 1.0, "MiB": 10.0}}
     record.add("training, batch 16", arms)
     lines = goals(record)
-    assert lines[2].endswith("| at most 1.03 | 1.02 |") and lines[3].endswith("| 1.00 |")
+    assert lines[2].endswith(f"| at most 1.03 | 1.02{mark} |") and lines[3].endswith(f"| 1.00{mark} |")
     assert lines[4].endswith("not yet run |")
 
 

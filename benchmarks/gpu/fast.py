@@ -612,7 +612,7 @@ def goals(record: Record) -> list[str]:
     lines = ["| ratio | goal | measured |", "|---|---|---|"]
     for name, (goal, value) in GOALS.items():
         try:
-            shown = f"{value(record):.2f}"
+            shown = f"{value(record):.2f}" + " (rehearsal)" * record.content["rehearsal"]
         except (KeyError, ValueError):
             shown = "not yet run"
         lines.append(f"| {name} | {goal} | {shown} |")
