@@ -213,9 +213,7 @@ def _list(ablation: Ablation, cells: list[Cell], workers: int) -> None:
     )
     Console().print(table)
     if ablation.search:
-        print(
-            f"Search: {ablation.search['trials']} settings of {', '.join(ablation.search['space'])}; then the best as a row."
-        )
+        print(f"Then a search: {ablation.search['trials']} settings of {', '.join(ablation.search['space'])}.")
     if wrong:
         raise CrosscoopError("\n".join(f"Row {name!r} cannot run: {error}" for name, error in wrong.items()))
 
