@@ -59,11 +59,14 @@ class RayEngine:
             options |= {"include_dashboard": False}
         try:
             ray.init(**options)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise CrosscoopError(
-                f"--address: got {address}, but Ray cannot join it ({error}); expected auto or HOST:PORT on a machine "
-                "where `ray start` has joined the cluster."
-            ) from error
+        except Exception as error:  # Ray raises bare ones, too
+            if address:
+                problem = f"--address: got {address}, but Ray cannot join it ({error})"
+                remedy = "auto or HOST:PORT, on a machine where `ray start` has joined the cluster"
+            else:
+                problem = f"--workers: Ray cannot start on this machine ({error})"
+                remedy = "a Ray that starts. Try again, or run one cell at a time, without Ray"
+            raise CrosscoopError(f"{problem}; expected {remedy}.") from error
         for cell in cells:
             self._check(cell)
 
@@ -98,9 +101,10 @@ class RayEngine:
             cell = self.tasks[task]
             word = self._word(task, cell)
             self.waiting.discard(cell.label)
-            if word in CODES or word == "waiting":
+            again = word.startswith("waiting")
+            if word in CODES or again:
                 del self.tasks[task]
-            if word == "waiting":
+            if again:
                 self.start(cell)
             yield cell, word
 
@@ -164,21 +168,21 @@ class RayEngine:
         except errors.OutOfMemoryError:
             return self._died(cell, "out of memory")
         except errors.NodeDiedError:
-            return self._died(cell)
+            return self._died(cell, "its node died", own=False)
         except errors.RayError:
             return self._died(cell, "its process died (out of memory, or a crash in native code?)")
 
-    def _died(self, cell: Cell, reason: str = "") -> str:
-        """Return what follows from the end of a cell's process; without a reason, it is not the cell's fault."""
+    def _died(self, cell: Cell, reason: str, own: bool = True) -> str:
+        """Return what follows from the end of a cell's process, of which the cell is the cause unless its node is."""
         if cell.label in self.stopping:
             return "stopped"
         if failure(cell.folder):
             return "failed"
         before, attempts = self.attempts[cell.label]
         now = _progress(cell.folder)
-        self.attempts[cell.label] = now, attempts * (now == before) + bool(reason)
+        self.attempts[cell.label] = now, attempts * (now == before) + own
         if self.attempts[cell.label][1] < ATTEMPTS:
-            return "waiting"
+            return f"waiting again: {reason}"
         return self._failed(cell, f"{reason}, {ATTEMPTS} times without a further checkpoint; see log.txt")
 
     def _failed(self, cell: Cell, reason: str) -> str:

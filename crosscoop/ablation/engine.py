@@ -155,15 +155,15 @@ class Embedded:
 
 @contextmanager
 def _signals_raised() -> Iterator[None]:
-    """Raise SystemExit on signals that ask this process to stop, unless something else handles them."""
-    asked = [number for number in STOPS if signal.getsignal(number) == signal.SIG_DFL]
-    for number in asked:
+    """Raise SystemExit on signals that ask this process to stop, unless they are ignored, as SIGHUP under nohup."""
+    previous = {number: signal.getsignal(number) for number in STOPS if signal.getsignal(number) != signal.SIG_IGN}
+    for number in previous:
         signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        for number in asked:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -224,9 +224,10 @@ def _write_sweep(path: Path, folder: Path, ablation: Ablation, cells: list[Cell]
     ablation.save(folder / "ablation.yaml")
     content = {
         "name": ablation.title,
+        "program": "crosscoop",
         "method": "grid",
         "parameters": {"cell": {"values": [cell.label for cell in cells]}},
-        "command": ["${env}", "crosscoop", "ablate", "--runs", str(folder.resolve()), "${args}"],
+        "command": ["${env}", "${program}", "ablate", "--runs", str(folder.resolve()), "${args}"],
     }
     write_yaml(path, content)
     print(f"Sweep: {path}. Start it with: wandb sweep {path}, then run the wandb agent that it names on each machine.")
