@@ -80,10 +80,11 @@ def assert_as_serial(cells: list[Cell], serial: list[Cell], path: Path) -> None:
         assert (cell.folder / "log.txt").read_text().count(f"Best of {EPOCHS} validations") == 1
         assert_equal(load(cell.folder / "last.ckpt")["state_dict"], load(other.folder / "last.ckpt")["state_dict"])
         assert (cell.folder / "test/metrics.json").read_text() == (other.folder / "test/metrics.json").read_text()
-    tables = [list(csv.DictReader((path.parent / runs / "table.csv").open())) for runs in ("runs", "serial")]
-    assert [[{**row, "seconds": ""} for row in table] for table in tables][0] == [
-        {**row, "seconds": ""} for row in tables[1]
-    ]
+    first, second = (
+        [{**row, "seconds": ""} for row in csv.DictReader((path.parent / runs / "table.csv").open())]
+        for runs in ("runs", "serial")
+    )
+    assert first == second
 
 
 def workers(cluster, cells: list[Cell]) -> dict[int, Cell]:
