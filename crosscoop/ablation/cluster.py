@@ -67,6 +67,8 @@ class RayEngine:
                 problem = f"--workers: Ray cannot start on this machine ({error})"
                 remedy = "a Ray that starts. Try again, or run one cell at a time, without Ray"
             raise CrosscoopError(f"{problem}; expected {remedy}.") from error
+        # A fresh interpreter, which dies with the training; a dead one is followed by an attempt of our own.
+        self.remote = self.ray.remote(max_calls=1, max_retries=0)(_run)
         for cell in cells:
             self._check(cell)
 
@@ -79,8 +81,7 @@ class RayEngine:
         self._check(cell)
         write(cell)
         needs = self.needs(cell)
-        remote = self.ray.remote(max_calls=1, max_retries=0)(_run)  # a fresh interpreter, which dies with the training
-        task = remote.options(
+        task = self.remote.options(
             name=cell.label, num_cpus=needs["CPU"], num_gpus=needs["GPU"], num_returns="streaming"
         ).remote(__version__, str(cell.folder.resolve()), str(Path.cwd()), sys.path, os.environ.get("PYTHONPATH", ""))
         self.tasks[task] = cell

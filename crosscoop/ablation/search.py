@@ -13,6 +13,7 @@ from crosscoop.ablation.tables import comma_separated, latex, markdown
 from crosscoop.ablation.view import history
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import replacing, write_json
+from crosscoop.network.outputs import main_output
 
 
 class Trials:
@@ -164,9 +165,13 @@ class Trials:
         return options
 
     def _values(self, cell: Cell) -> list[float]:
-        """Return the monitored value of each epoch so far."""
+        """Return the monitored value of each validation so far; of the main output unless monitor names another."""
         try:
-            return [float(row[self.monitor]) for row in history(cell.folder)]
+            rows = history(cell.folder)
+            prefix = f"{self.monitor}/"
+            outputs = [column.removeprefix(prefix) for column in rows[0] if column.startswith(prefix)]
+            column = self.monitor if self.monitor in rows[0] else prefix + main_output(outputs)
+            return [float(row[column]) for row in rows]
         except (OSError, LookupError, ValueError):
             return []
 

@@ -136,7 +136,8 @@ def _work(engine: Engine, view: View, cells: Sequence[Cell], retry: bool) -> Non
     if retry:
         for cell in cells:
             forget_failure(cell.folder)
-    drive(engine, Remaining(cells), view)
+    if cells:  # else there is only a search
+        drive(engine, Remaining(cells), view)
 
 
 def _search(

@@ -45,9 +45,9 @@ class Pretended:
     def news(self) -> Iterator:
         for label, (cell, epoch) in list(self.epochs.items()):
             rate = cell.config["model"]["optimizer"]["init_args"]["lr"]
-            rows = [(i, i, rate * (1 if i == 2 else 0.5)) for i in range(epoch + 1)]  # the third epoch is the best
+            rows = [(i, i, 2, rate * (1 if i == 2 else 0.5)) for i in range(epoch + 1)]  # the third epoch is the best
             with (cell.folder / "history.csv").open("w") as file:
-                csv.writer(file).writerows([("epoch", "step", "val/miou"), *rows])
+                csv.writer(file).writerows([("epoch", "step", "val/miou/top", "val/miou/ensemble"), *rows])
             self.epochs[label] = (cell, epoch + 1)
             ended = label in self.stopped or epoch + 1 == EPOCHS
             if ended:
