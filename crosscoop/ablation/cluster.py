@@ -49,16 +49,14 @@ class RayEngine:
         self.waiting: set[str] = set()
         self.stopping: set[str] = set()
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # reports of died workers, which are resumed
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
             _check_address(address)
-            options["address"] = address
+            options: dict[str, Any] = {"address": address}
         else:
-            cores = os.cpu_count() or 1
-            options |= {"address": "local", "num_cpus": max(cores, workers or 1), "object_store_memory": STORE}
-            options |= {"include_dashboard": False}
+            cpus = max(os.cpu_count() or 1, workers or 1)
+            options = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False}
         try:
-            ray.init(**options)
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises bare ones, too
             if address:
                 problem = f"--address: got {address}, but Ray cannot join it ({error})"
@@ -77,8 +75,9 @@ class RayEngine:
         return self.workers or len(self.tasks) + WAITING - len(self.waiting)
 
     def start(self, cell: Cell) -> str:
-        """Queue a cell."""
-        self._check(cell)
+        """Queue a cell, which waits if its node has died and no other suffices."""
+        if cell.label not in self.attempts:
+            self._check(cell)
         write(cell)
         needs = self.needs(cell)
         task = self.remote.options(
@@ -203,7 +202,7 @@ def _run(version: str, folder: str, working_folder: str, path: list[str], python
         )
     yield f"running on {node}"
     os.chdir(working_folder)
-    sys.path[:] = path
+    sys.path[:0] = [entry for entry in path if entry not in sys.path]
     os.environ["PYTHONPATH"] = python_path
     with (Path(folder) / "log.txt").open("ab") as log:
         for number in (1, 2):
