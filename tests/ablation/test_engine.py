@@ -37,7 +37,7 @@ def test_ablation_runs_goes_on_and_writes_its_tables(grid, forked, tmp_path, cap
         crosscoop("ablate", "--runs", runs, "--grid", path)
     assert caught.value.code == 2
     errors = capsys.readouterr()
-    assert "1 of 3 cells failed" in errors.err and "broken/seed0: got 'nine', expected one of none" in errors.err
+    assert "1 of 3 cells failed" in errors.err and "broken/seed0: network.strategy: got 'nine'" in errors.err
     assert "missing: 1 of 'Broken'" in (runs / "table.md").read_text()
     rows = list(csv.DictReader((runs / "table.csv").open()))
     assert [(row["row"], row["output"]) for row in rows] == [
@@ -172,7 +172,7 @@ def test_cell_that_hangs_ends_at_its_limit(grid, tmp_path):
     assert Python([sys.executable, "-c", HANG, cell.folder]).wait(30) == 1
     assert state(cell) == "failed" and Embedded()._outcome(cell, 1) == "failed"
     assert failure(cell.folder).startswith("longer than max_hours allows: Timeout (0:00:00.36")
-    assert "_train_and_test" in (cell.folder / "timeout.txt").read_text() or "<lambda>" in failure(cell.folder)
+    assert "in <lambda>" in (cell.folder / "timeout.txt").read_text()
 
 
 def test_cell_on_two_devices_ends_at_its_limit_of_time(grid, forked, tmp_path):
@@ -246,12 +246,17 @@ def test_ray_lets_cells_end_as_they_do(tmp_path, monkeypatch):
             time.sleep(0.05)
     finally:
         engine.close()
-    heard = {name: [word.partition(":")[0] for word in words] for name, words in heard.items()}
-    here, again = ["waiting", "running on here"], ["waiting again", "running on here"]
-    assert heard["good"] == [*here, "done"] and heard["sleeps"] == here and (cells[4].folder / "saved").exists()
-    assert heard["dies"] == [*here, *again * (cluster.ATTEMPTS - 1), "failed"]
-    assert heard["dies once"] == [*here, *again, "done"]
-    assert heard["late"] == [*here, "failed"] and "max_hours" in failure(cells[3].folder)
+    # A worker that dies at once may take with it that it was running.
+    heard = {name: [word for word in words if word != "running on here"] for name, words in heard.items()}
+    died = "waiting again: its process died (out of memory, or a crash in native code?)"
+    assert heard == {
+        "good": ["waiting", "done"],
+        "dies": ["waiting", *[died] * (cluster.ATTEMPTS - 1), "failed"],
+        "dies once": ["waiting", died, "done"],
+        "late": ["waiting", "failed"],
+        "sleeps": ["waiting"],
+    }
+    assert (cells[4].folder / "saved").exists() and "max_hours" in failure(cells[3].folder)
     assert "4 times without a further checkpoint" in failure(cells[1].folder)
 
 
