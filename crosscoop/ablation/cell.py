@@ -8,7 +8,6 @@ import runpy
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,10 +87,16 @@ def check_given(cell: Cell) -> None:
 
 
 def write(cell: Cell) -> None:
-    """Write a cell to its folder: `given.yaml` is its configuration for `crosscoop fit`."""
+    """Write a cell to its folder, to be run: `given.yaml` is its configuration for `crosscoop fit`."""
+    (cell.folder / "stop").unlink(missing_ok=True)
     content = asdict(cell)
     write_yaml(cell.folder / "given.yaml", content.pop("config"))
     write_yaml(cell.folder / "cell.yaml", {**content, "folder": str(cell.folder)})
+
+
+def ask_to_stop(cell: Cell) -> None:
+    """Ask a cell to save its state and end, wherever it runs; one that is not running must not be asked."""
+    (cell.folder / "stop").touch()
 
 
 def run(folder: Path) -> str:
@@ -106,15 +111,14 @@ def run(folder: Path) -> str:
     cell = Cell(**{**load_yaml(folder / "cell.yaml"), "folder": folder, "config": load_yaml(folder / "given.yaml")})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside a training, which has handlers of its own
     try:
-        with FileLock(folder / ".lock", timeout=PATIENCE), _time_limit(cell):
+        with _stoppable(folder), FileLock(folder / ".lock", timeout=PATIENCE), _time_limit(cell):
             _train_and_test(cell)
         return "done"
     except Timeout:
         return "taken"
-    except KeyboardInterrupt:
-        return "stopped"
     except BaseException as error:
-        if isinstance(error, SystemExit) and error.code in STOPPED:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in STOPPED):
             return "stopped"
         if not isinstance(error, SystemExit):  # after which the command line has printed its cause
             traceback.print_exc()
@@ -169,6 +173,28 @@ def _tidy(environment: dict[str, str]) -> None:
 
 
 @contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Turn a request to stop, or the death of the process that started this one, into SIGTERM."""
+    over, parent = threading.Event(), os.getppid()
+
+    def watch() -> None:
+        heard: object = None
+        while not over.wait(1):
+            handler = signal.getsignal(signal.SIGTERM)
+            if handler != heard and ((folder / "stop").exists() or os.getppid() != parent):
+                # A training needs one signal; elsewhere, an import may swallow the exception, so that it is repeated.
+                heard = None if handler is signal.default_int_handler else handler
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        (folder / "stop").unlink(missing_ok=True)
+
+
+@contextmanager
 def _time_limit(cell: Cell) -> Iterator[None]:
     """End the process after `max_hours`, even if it hangs outside Python, and leave its stack traces."""
     forget_failure(cell.folder)
@@ -193,13 +219,5 @@ def _seconds(checkpoint: Path) -> float:
     return float(timer["time_elapsed"]["train"])
 
 
-def _end_with(parent: int) -> None:
-    """Stop this process, its state saved, when the one that started it has died."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.exit(CODES[run(Path(sys.argv[1]))])

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from crosscoop.ablation.cell import CODES, failure, run, write
+from crosscoop.ablation.cell import CODES, ask_to_stop, failure, run, write
 from crosscoop.ablation.grid import Cell
 from crosscoop.errors import CrosscoopError
 from crosscoop.version import __version__
@@ -109,14 +109,16 @@ class RayEngine:
             yield cell, word
 
     def stop(self, cell: Cell) -> None:
-        """Interrupt a cell as Ctrl-C does."""
+        """Ask a cell to save its state and end; one that waits is taken out of the queue."""
         if cell.label not in self.stopping:
             self.stopping.add(cell.label)
+            ask_to_stop(cell)  # Ray's own interrupt may get lost in an import
             for task in [task for task, each in self.tasks.items() if each.label == cell.label]:
-                self.ray.cancel(task, force=False)
+                if cell.label in self.waiting:
+                    self.ray.cancel(task, force=False)
 
     def close(self) -> None:
-        """Interrupt all cells, and wait until they have saved their state."""
+        """Stop all cells, and wait until they have saved their state."""
         for cell in list(self.tasks.values()):
             self.stop(cell)
         while self.tasks:
@@ -169,7 +171,7 @@ class RayEngine:
             return self._died(cell, "out of memory")
         except errors.NodeDiedError:
             return self._died(cell, "its node died", own=False)
-        except errors.RayError:
+        except (errors.RayError, StopIteration):
             return self._died(cell, "its process died (out of memory, or a crash in native code?)")
 
     def _died(self, cell: Cell, reason: str, own: bool = True) -> str:

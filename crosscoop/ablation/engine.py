@@ -5,11 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
-from crosscoop.ablation.cell import CODES, failure, state, write
+from crosscoop.ablation.cell import CODES, ask_to_stop, failure, state, write
 from crosscoop.ablation.grid import Cell
 from crosscoop.ablation.view import View
 
@@ -130,10 +130,8 @@ class Embedded:
             yield cell, self._outcome(cell, code)
 
     def stop(self, cell: Cell) -> None:
-        """Send the cell SIGTERM, as SIGINT is ignored under nohup."""
-        if self.running:
-            with suppress(ProcessLookupError):
-                self.running[1].terminate()
+        """Ask the cell to save its state and end."""
+        ask_to_stop(cell)
 
     def close(self) -> None:
         """Stop the cell, and wait until it has ended."""

@@ -89,7 +89,7 @@ def assert_as_serial(cells: list[Cell], serial: list[Cell], path: Path) -> None:
 
 def workers(cluster, cells: list[Cell]) -> dict[int, Cell]:
     """The processes of this cluster that run cells."""
-    raylets = {process.process.pid for node in cluster.list_all_nodes for process in node.all_processes["raylet"]}
+    raylets = {process.process.pid for node in cluster.list_all_nodes() for process in node.all_processes["raylet"]}
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
