@@ -51,8 +51,9 @@ class View(Live):
         rows: dict[str, dict[int, Text]] = {}
         for label, cell in self.cells.items():
             word = self.states[label]
-            text = figure(cell) if word == "done" else progress(cell) if word == "running" else word
-            rows.setdefault(cell.name, {})[cell.seed] = Text(text, style=STYLES.get(word.partition(" ")[0], ""))
+            first, _, more = word.partition(" ")  # running on node7
+            text = figure(cell) if word == "done" else f"{progress(cell)} {more}" if first == "running" else word
+            rows.setdefault(cell.name, {})[cell.seed] = Text(text.strip(), style=STYLES.get(first, ""))
         for name, shown in rows.items():
             table.add_row(name, *(shown.get(seed, "") for seed in seeds))
         counts = Counter(state.partition(" ")[0] for state in self.states.values())
