@@ -48,7 +48,6 @@ class RayEngine:
         self.attempts: dict[str, tuple[float, int]] = {}  # time of the last progress, and attempts since
         self.waiting: set[str] = set()
         self.stopping: set[str] = set()
-        logging.getLogger("ray").setLevel(logging.CRITICAL)  # reports of died workers, which are resumed
         if address:
             _check_address(address)
             options: dict[str, Any] = {"address": address}
