@@ -178,12 +178,10 @@ def _stoppable(folder: Path) -> Iterator[None]:
     over, parent = threading.Event(), os.getppid()
 
     def watch() -> None:
-        heard: object = None
         while not over.wait(1):
-            handler = signal.getsignal(signal.SIGTERM)
-            if handler != heard and ((folder / "stop").exists() or os.getppid() != parent):
-                # A training needs one signal; elsewhere, an import may swallow the exception, so that it is repeated.
-                heard = None if handler is signal.default_int_handler else handler
+            # A training needs one signal: a second one ends it at once. Elsewhere, an import may swallow the exception.
+            training = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+            if not getattr(training, "received", False) and ((folder / "stop").exists() or os.getppid() != parent):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
