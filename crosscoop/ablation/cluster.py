@@ -59,7 +59,10 @@ class RayEngine:
         except Exception as error:  # Ray raises bare ones, too
             if address:
                 problem = f"--address: got {address}, but Ray cannot join it ({error})"
-                remedy = "auto or HOST:PORT, on a machine where `ray start` has joined the cluster"
+                remedy = (
+                    "auto or HOST:PORT, on a machine where `ray start` has joined the cluster, and with "
+                    "RAY_AUTH_MODE=token if it enabled token authentication"
+                )
             else:
                 problem = f"--workers: Ray cannot start on this machine ({error})"
                 remedy = "a Ray that starts. Try again, or run one cell at a time, without Ray"
