@@ -92,7 +92,7 @@ def _be_python(words, env, start_new_session, ignored, ends, nested):
     signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     os.environ.clear()
     _begin({**env, "PYTHONPATH": os.pathsep.join(filter(None, [*FOLDERS, env.get("PYTHONPATH")]))})
-    ablation = words[:2] == ["-m", "crosscoop.ablation.cell"] or words[:3] == ["-m", "crosscoop", "ablate"]
+    ablation = words[:3] == ["-m", "crosscoop", "ablate"]
     subprocess.Popen = Python if ablation or nested else POPEN
     atexit._clear()  # what the server registered is the server's: W&B's would remove a folder that all share
     try:

@@ -4,21 +4,49 @@ import copy
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import include_yaml, load_yaml, write_yaml
+from crosscoop.version import __version__
 
 Config = dict[str, Any]
+Resources = dict[str, float]
+RESOURCES = ("cpus", "gpus")
 Options = Annotated[Config, BeforeValidator(lambda options: {} if options is None else options)]
 Names = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
+
+
+class Range(TypedDict):
+    """The numbers from low to high; integers if both are, and even on a logarithmic scale with log."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=False)  # type: ignore[misc]  # YAML reads 1e-4 as text
+    low: int | float
+    high: int | float
+    log: NotRequired[bool]
+
+
+class Search(TypedDict):
+    """A search for the setting with the best validation.
+
+    Its keys are trials (their number), space (values or a range by option), monitor (a column of history.csv,
+    val/miou by default), mode (max or min), and prune (whether to stop trials that are worse than the median).
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    trials: Annotated[int, Field(gt=0)]
+    space: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)] | Range], Field(min_length=1)]
+    monitor: NotRequired[str]
+    mode: NotRequired[Literal["max", "min"]]
+    prune: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -30,17 +58,30 @@ class Cell:
         seed: The seed.
         config: The configuration for `crosscoop fit`.
         folder: The run's folder.
+        tests: Options of `crosscoop test` by the name of a test.
+        checkpoint: The checkpoint that is tested.
+        max_hours: The longest an attempt may take; None for no limit.
+        resources: What Ray reserves for it.
     """
 
     name: str
     seed: int
     config: Config
     folder: Path
+    tests: dict[str, Config] = field(default_factory=dict)
+    checkpoint: str = "best.ckpt"
+    max_hours: float | None = None
+    resources: Resources = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """The cell's name in messages, and for `--cell`: `cross_c1_c2/seed0`."""
         return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def test_folders(self) -> dict[str, Path]:
+        """The folder of each test."""
+        return {name: self.folder / slug(name) for name in self.tests}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))
@@ -58,6 +99,10 @@ class Ablation:
         checkpoint: Which checkpoint is tested: best.ckpt, or last.ckpt for a fixed number of steps.
         layout: summary (a line per row with all metrics); outputs (a line per output: the paper's tables 1 and 3) and
             connections (C1 and C2 ticked: the paper's table 5) are written in addition to it.
+        resources: CPUs and GPUs that Ray reserves for each cell; a row may differ (`resources.gpus: 2`).
+        max_hours: A cell whose attempt takes longer is ended, and has failed.
+        search: A search for the best setting, whose row joins the others.
+        note: A sentence of the caption.
     """
 
     base: Config
@@ -69,6 +114,10 @@ class Ablation:
     tests: dict[str, Options] = field(default_factory=lambda: {"test": {}})
     checkpoint: Literal["best.ckpt", "last.ckpt"] = "best.ckpt"
     layout: Literal["summary", "outputs", "connections"] = "summary"
+    resources: Resources = field(default_factory=dict)
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    search: Search | None = None
+    note: str = ""
 
     @property
     def rows(self) -> dict[str, Config]:
@@ -86,8 +135,20 @@ class Ablation:
     @property
     def digest(self) -> str:
         """A digest of all configurations of this ablation, ten characters."""
-        text = json.dumps([self.base, self.rows, self.tests, self.checkpoint], sort_keys=True, default=str)
+        rows = {name: _split(options)[0] for name, options in self.rows.items()}
+        text = json.dumps([self.base, rows, self.tests, self.checkpoint], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def trial(self, runs: Path, number: int, options: Config) -> Cell:
+        """Return a trial of the search as a cell: trained with the first seed, and not tested.
+
+        Args:
+            runs: The folder of all runs.
+            number: The trial's number.
+            options: Its options.
+        """
+        name = f"trial {number}"
+        return replace(self, cells={name: options}, grid={}, tests={})._cell(runs, name, self.seeds[0])
 
     def all_cells(self, runs: Path) -> list[Cell]:
         """Return every cell, one seed after the other, so that a first table is complete early.
@@ -95,11 +156,12 @@ class Ablation:
         Args:
             runs: The folder of all runs.
         """
-        return [
-            Cell(name, seed, self.config(name, seed), runs / slug(name) / f"seed{seed}")
-            for seed in self.seeds
-            for name in self.rows
-        ]
+        return [self._cell(runs, name, seed) for seed in self.seeds for name in self.rows]
+
+    def _cell(self, runs: Path, name: str, seed: int) -> Cell:
+        resources = {**self.resources, **_split(self.rows[name])[1]}
+        folder, config = runs / slug(name) / f"seed{seed}", self.config(name, seed)
+        return Cell(name, seed, config, folder, self.tests, self.checkpoint, self.max_hours, resources)
 
     def cell(self, runs: Path, name: str) -> Cell:
         """Return a cell by its label, or by its number.
@@ -125,7 +187,7 @@ class Ablation:
             CrosscoopError: An option's parent is not a group.
         """
         config = {**copy.deepcopy(self.base), "seed_everything": seed}
-        for option, value in self.rows[name].items():
+        for option, value in _split(self.rows[name])[0].items():
             *groups, key = option.split(".")
             group = config
             for step in groups:
@@ -140,8 +202,8 @@ class Ablation:
         return config
 
     def save(self, path: Path) -> None:
-        """Write the ablation as YAML, including its base."""
-        write_yaml(path, asdict(self))
+        """Write the ablation as YAML, including its base and the version that wrote it."""
+        write_yaml(path, {"version": __version__, **asdict(self)})
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -153,7 +215,7 @@ def read_ablation(path: Path) -> Ablation:
     Raises:
         CrosscoopError: It cannot be read, or an entry is invalid.
     """
-    content = {key: value for key, value in load_yaml(path).items() if value is not None}
+    content = {key: value for key, value in load_yaml(path).items() if value is not None and key != "version"}
     if unknown := set(content) - set(Ablation.__dataclass_fields__):
         raise CrosscoopError(
             f"{path}: got {', '.join(sorted(map(str, unknown)))}, expected {', '.join(Ablation.__dataclass_fields__)}."
@@ -171,6 +233,20 @@ def read_ablation(path: Path) -> Ablation:
     return ablation
 
 
+def with_best(ablation: Ablation, runs: Path) -> Ablation:
+    """Return the ablation with the row of the best setting, once the search has found it.
+
+    Args:
+        ablation: The ablation.
+        runs: The folder of all runs.
+    """
+    path = runs / "search.json"
+    if not (ablation.search and path.is_file()):
+        return ablation
+    best = json.loads(path.read_text("utf-8"))
+    return replace(ablation, cells={**ablation.cells, best["row"]: best["options"]}, note=best["note"])
+
+
 def _explained(wrong: ErrorDetails) -> str:
     where = ".".join(map(str, wrong["loc"]))
     return f"{where}: got {wrong['input']!r}, expected {wrong['msg'].removeprefix('Input should be ')}."
@@ -178,8 +254,8 @@ def _explained(wrong: ErrorDetails) -> str:
 
 def _check(ablation: Ablation, path: Path) -> None:
     rows = [*ablation.cells, *(name for name, _ in ablation.combinations)]
-    if not (rows and ablation.seeds and ablation.tests):
-        raise CrosscoopError(f"{path}: got no cells, expected cells or a grid, seeds and tests.")
+    if not ((rows or ablation.search) and ablation.seeds and ablation.tests):
+        raise CrosscoopError(f"{path}: got no cells, expected cells, a grid or a search, seeds and tests.")
     for key, names in (("cells", rows), ("tests", list(ablation.tests))):
         folders = [slug(name) for name in names]
         if twice := [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]:
@@ -188,6 +264,9 @@ def _check(ablation: Ablation, path: Path) -> None:
             )
     if len(set(ablation.seeds)) < len(ablation.seeds):
         raise CrosscoopError(f"{path}: got seeds {list(ablation.seeds)}, expected each once.")
+    if ablation.search:
+        _check_search(ablation.search, rows, path)
+        ablation.trial(path.parent, 0, dict.fromkeys(ablation.search["space"]))
     for i, name in enumerate(ablation.baseline):
         if name not in rows or name in ablation.baseline[:i]:
             raise CrosscoopError(f"{path}: got baseline {name!r}, expected one of {', '.join(rows)}, each once.")
@@ -195,6 +274,35 @@ def _check(ablation: Ablation, path: Path) -> None:
         if "seed_everything" in options:
             raise CrosscoopError(f"{path}: got seed_everything in row {name!r}, expected the seeds in seeds.")
         ablation.config(name, ablation.seeds[0])
+        resources = _split(options)[1]
+        for key, value in {**ablation.resources, **resources}.items():
+            whole = isinstance(value, int) or (isinstance(value, float) and (value < 1 or value.is_integer()))
+            if key not in RESOURCES or not whole or value < (key == "cpus") / 100 or value is True:
+                expected = "cpus or gpus, as a whole number or a share below 1"
+                raise CrosscoopError(f"{path}: got resources.{key}: {value!r} in row {name!r}, expected {expected}.")
+
+
+def _check_search(search: Search, rows: list[str], path: Path) -> None:
+    if taken := [name for name in rows if slug(name).startswith("trial_")]:
+        raise CrosscoopError(f"{path}: got row {taken[0]!r}, expected another name: trials of the search are named so.")
+    for option, values in search["space"].items():
+        if isinstance(values, list):
+            if len(set(map(str, values))) < len(values):
+                raise CrosscoopError(f"{path}: search.space.{option}: got {values}, expected each value once.")
+        elif not (values["low"] < values["high"] and (values["low"] > 0 or not values.get("log"))):
+            raise CrosscoopError(
+                f"{path}: search.space.{option}: got {values}, expected low < high, and low > 0 on a logarithmic scale."
+            )
+
+
+def _is_resource(option: str) -> bool:
+    return option.startswith("resources.")
+
+
+def _split(options: Config) -> tuple[Config, Config]:
+    """Return a row's options of fit, and its resources."""
+    resources = {key.removeprefix("resources."): value for key, value in options.items() if _is_resource(key)}
+    return {key: value for key, value in options.items() if not _is_resource(key)}, resources
 
 
 def slug(name: str) -> str:

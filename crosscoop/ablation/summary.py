@@ -8,7 +8,6 @@ from typing import Any
 
 from scipy.stats import ttest_1samp
 
-from crosscoop.ablation.cell import tests
 from crosscoop.ablation.grid import Ablation
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.metrics import SECONDARY
@@ -151,6 +150,7 @@ class Summary:
             f"{what}, mean and standard deviation over {'up to ' * bool(missing)}{seeds} seed{'s' * (seeds > 1)}",
             *(self.protocols or ["no run has been tested yet"]),
             f"tested: {self.ablation.checkpoint}",
+            *filter(None, [self.ablation.note]),
         ]
         if missing:
             sentences.append(f"missing: {', '.join(f'{count} of {name!r}' for name, count in missing.items())}")
@@ -173,7 +173,7 @@ def summarise(ablation: Ablation, runs: Path, test: str | None = None) -> Summar
     test = test or next(iter(ablation.tests))
     rows = {name: Row(name) for name in ablation.rows}
     for cell in ablation.all_cells(runs):
-        tested = tests(ablation, cell)[test]
+        tested = cell.test_folders[test]
         for path, take in (
             (cell.folder / "cost.json", _take_cost),
             (tested / "metrics.json", _take_metrics),

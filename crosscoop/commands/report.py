@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from crosscoop.ablation.cell import tests
-from crosscoop.ablation.grid import Cell, read_ablation
+from crosscoop.ablation.grid import Cell, read_ablation, with_best
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import note, replacing, shorten
 from crosscoop.report.gallery import make_gallery
@@ -63,11 +62,11 @@ def cells_of(folder: Path) -> list[tuple[Cell, Path]]:
     """
     if not (folder / "ablation.yaml").is_file():
         return []
-    ablation = read_ablation(folder / "ablation.yaml")
+    ablation = with_best(read_ablation(folder / "ablation.yaml"), folder)
     cells = [cell for cell in ablation.all_cells(folder) if cell.seed == ablation.seeds[0]]
     trained = [cell for cell in cells if (cell.folder / "config.yaml").is_file()]
     if not trained:
         raise CrosscoopError(f"{folder}: got an ablation without a trained cell. Run crosscoop ablate --runs {folder}.")
     if missing := [cell.name for cell in cells if cell not in trained]:
         note(f"{folder}: not trained yet: {shorten(missing)}.")
-    return [(cell, next(iter(tests(ablation, cell).values()))) for cell in trained]
+    return [(cell, next(iter(cell.test_folders.values()))) for cell in trained]

@@ -18,7 +18,6 @@ from textwrap import fill
 import numpy as np
 from scipy.stats import t
 
-from crosscoop.ablation.cell import tests
 from crosscoop.ablation.grid import Ablation, Cell, slug
 from crosscoop.ablation.summary import Figures, Summary, summarise
 from crosscoop.ablation.tables import (
@@ -153,7 +152,7 @@ def restore(runs: Path) -> None:
 
         costs = {metric: int(value("training", metric)) for metric in ("parameters", "macs")}
         write_json(cell.folder / "cost.json", {**costs, "seconds": value("training", "seconds")})
-        for test, folder in tests(ABLATION, cell).items():
+        for test, folder in cell.test_folders.items():
             miou = {name: {"miou": value(test, "miou", name)} for name in outputs(cell.name, test)}
             iou = {name: value(test, "iou", list(miou)[-1], name) for name in classes}
             write_json(folder / "metrics.json", {"protocol": MEASURED[test], "outputs": miou, "iou_per_class": iou})

@@ -1,29 +1,20 @@
-"""Ablations: the grid, its cells as real processes, and the tables."""
+"""Ablations: the grid and the tables."""
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from filelock import FileLock
-from processes import Python
+from grids import BASE, GRID
 from scipy import stats
-from tiny import ROOT, assert_equal, crosscoop, load
+from tiny import ROOT, crosscoop
 
-from crosscoop.ablation.cell import TAKEN, state
 from crosscoop.ablation.cost import measure, planned_steps
-from crosscoop.ablation.grid import Ablation, Cell, read_ablation, slug
+from crosscoop.ablation.grid import Ablation, Cell, read_ablation
 from crosscoop.ablation.summary import Figures, summarise
 from crosscoop.ablation.tables import latex, write_tables
-from crosscoop.ablation.workers import STOPPED, Workers, environment, last_error
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.records import branch_shares
@@ -33,55 +24,14 @@ from crosscoop.network.outputs import branch_names
 
 pytestmark = pytest.mark.command
 
-BASE = {
-    "network": {"branches": ["test_resnet", "test_byobnet"], "channels": 16, "separable": True},
-    "data": {
-        "dataset": {
-            "class_path": "Streets",
-            "init_args": {"num_train": 4, "num_val": 3, "num_test": 3, "height": 32, "width": 64},
-        },
-        "batch_size": 2,
-        "crop_size": 32,
-        "num_workers": 0,
-    },
-    "trainer": {"accelerator": "cpu", "max_epochs": 2, "num_sanity_val_steps": 0},
-}
-GRID = {
-    "base": "base.yaml",
-    "title": "Tiny",
-    "seeds": [0, 1],
-    "baseline": "Ensemble",
-    "cells": {
-        "ResNet": {"network.branches": ["test_resnet"], "network.strategy": "none"},
-        "Ensemble": {"network.strategy": "none"},
-    },
-    "grid": {"network.strategy": ["cross", "cross_c1_c2"], "network.fusion": ["add"]},
-    "tests": {"own size": {}, "half size": {"inference.scales": [0.5]}},
-}
-
-
 BRANCHES = {
     "only_top": 0.03, "only_bottom": 0.04, "neither": 0.2, "saved": 0.05, "lost": 0.02, "disagree": 0.1,
 }  # fmt: skip
 
 
-@pytest.fixture
-def grid(tmp_path):
-    """Writes a grid beside its base."""
-
-    def write(**changes):
-        (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
-        path = tmp_path / "grid.yaml"
-        path.write_text(yaml.safe_dump({**GRID, **changes}, sort_keys=False))
-        return path
-
-    return write
-
-
-@pytest.fixture
-def forked(monkeypatch):
-    """Makes the processes of cells forks, which have nothing to import."""
-    monkeypatch.setattr(subprocess, "Popen", Python)
+def searched(option, values, trials=1):
+    """A search over one option."""
+    return {"search": {"trials": trials, "space": {option: values}}}
 
 
 def record(folder: Path, outputs: dict[str, float], protocol: str = "whole images") -> None:
@@ -123,6 +73,13 @@ def test_options_reach_into_groups_that_the_base_has_not(grid):
     assert ablation.config("fast", 3)["model"] == {"optimizer": {"init_args": {"lr": 0.1}}}
 
 
+def test_resources_are_no_options_of_fit(grid):
+    ablation = read_ablation(grid(resources={"cpus": 2}, cells={"Ensemble": {"resources.gpus": 0.5}}, grid={}))
+    (cell,) = ablation.all_cells(Path("runs"))[:1]
+    assert cell.resources == {"cpus": 2, "gpus": 0.5} and "resources" not in cell.config
+    assert ablation.digest == read_ablation(grid(cells={"Ensemble": {}}, grid={})).digest
+
+
 def test_ablation_keeps_its_base_when_the_file_goes(grid, tmp_path):
     ablation = read_ablation(grid())
     ablation.save(tmp_path / "kept.yaml")
@@ -153,7 +110,19 @@ def test_digest_stands_for_the_configurations(grid):
         ({"base": "nowhere.yaml"}, r"nowhere.yaml: cannot be read"),
         ({"cell": {}}, "got cell, expected base, title"),
         ({"cells": {}, "grid": {}}, "got no cell"),
-        ({"tests": {}}, "got no cells, expected cells or a grid, seeds and tests"),
+        ({"tests": {}}, "got no cells, expected cells, a grid or a search, seeds and tests"),
+        ({"resources": {"gpu": 1}}, "got resources.gpu: 1.0 in row 'ResNet', expected cpus or gpus"),
+        ({"cells": {"Ensemble": {"resources.gpus": 1.5}}}, "got resources.gpus: 1.5 in row 'Ensemble'"),
+        ({"search": {"trials": 0, "space": {"a": [1]}}}, "search.trials: got 0, expected greater than 0"),
+        (
+            {"search": {"trials": 1, "space": {"a": {"low": 2, "high": 1}}}},
+            "search.space.a: got .*, expected low < high",
+        ),
+        (
+            {"search": {"trials": 1, "space": {"a": {"low": 0, "high": 1, "log": True}}}},
+            "low > 0 on a logarithmic scale",
+        ),
+        ({"search": {"trials": 1, "space": {"trainer.max_epochs.x": [1]}}}, "but max_epochs is 2 in the base"),
         ({"cells": ["cross"]}, r"cells: got \['cross'\], expected a valid dictionary"),
         ({"cells": {"cross": "cross"}}, "cells.cross: got 'cross', expected a valid dictionary"),
         ({"grid": {"network.strategy": "cross"}}, "grid.network.strategy: got 'cross', expected a valid list"),
@@ -229,177 +198,6 @@ def test_training_ends_at_its_first_limit(trainer, steps):
     assert planned_steps(trainer, steps_per_epoch=10) == steps
 
 
-# -- cells as processes
-
-
-def test_ablation_runs_goes_on_and_writes_its_tables(grid, forked, tmp_path, capsys):
-    runs = tmp_path / "runs"
-    cells = {**GRID["cells"], "Broken": {"network.strategy": "nine"}}
-    path = grid(seeds=[0], grid={}, cells=cells, tests={"half size": {"inference.scales": [0.5]}})
-    with pytest.raises(SystemExit) as caught:
-        crosscoop("ablate", "--runs", runs, "--grid", path, "--workers 2")
-    assert caught.value.code == 2
-    errors = capsys.readouterr()
-    assert "1 of 3 cells failed" in errors.err and "got 'nine', expected one of none" in errors.err
-    assert "missing: 1 of 'Broken'" in (runs / "table.md").read_text()
-    rows = list(csv.DictReader((runs / "table.csv").open()))
-    assert [(row["row"], row["output"]) for row in rows] == [
-        ("ResNet", "network"),
-        *(("Ensemble", output) for output in ("top", "bottom", "ensemble")),
-        ("Broken", ""),  # missing
-    ]
-    for row in rows[:-1]:
-        figures = json.loads((runs / slug(row["row"]) / "seed0/half_size/metrics.json").read_text())
-        assert "0.5" in figures["protocol"]["inference"]
-        assert float(row["miou"]) == figures["outputs"][row["output"]]["miou"]
-        assert float(row["seconds"]) > 0
-    assert (runs / "table.png").stat().st_size > 5000
-
-    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.json")}
-    yaml_text = (runs / "ablation.yaml").read_text().replace("nine", "cross")
-    (runs / "ablation.yaml").write_text(yaml_text)  # mended
-    crosscoop("ablate", "--runs", runs, "--retry")
-    assert "missing" not in (runs / "table.md").read_text()
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished cells were not run again
-
-    for key, value, words in (
-        ("best.ckpt", "last.ckpt", "was tested with another"),
-        ("max_epochs: 2", "max_epochs: 3", "was trained with"),
-    ):
-        assert key in yaml_text
-        (runs / "ablation.yaml").write_text(yaml_text.replace(key, value))  # these are no figures of that any more
-        with pytest.raises(SystemExit):
-            crosscoop("ablate", "--runs", runs, "--tables")
-        assert words in capsys.readouterr().err
-
-
-def begun(grid, tmp_path, epochs):
-    """An ablation of one cell, as a process, once the cell has a checkpoint; the ablation's folder and the cell's."""
-    path, runs = grid(seeds=[0], grid={}, cells={"Ensemble": GRID["cells"]["Ensemble"]}, tests=None), tmp_path / "runs"
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "trainer": {**BASE["trainer"], "max_epochs": epochs}}))
-    command = [sys.executable, "-m", "crosscoop", "ablate", "--grid", path, "--runs", runs]
-    scheduler = Python(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (runs / "ensemble/seed0/last.ckpt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return scheduler, runs, runs / "ensemble/seed0"
-
-
-def test_killed_cell_resumes_to_the_same_weights(grid, forked, tmp_path):
-    scheduler, runs, folder = begun(grid, tmp_path, epochs=4)
-    cell_process = int(Path(f"/proc/{scheduler.pid}/task/{scheduler.pid}/children").read_text())
-    scheduler.kill()
-    os.killpg(cell_process, signal.SIGKILL)
-    scheduler.wait()
-    ablation = read_ablation(runs / "ablation.yaml")
-    (cell,) = ablation.all_cells(runs)
-    deadline = time.monotonic() + 60
-    while state(ablation, cell) == "running" and time.monotonic() < deadline:  # until the killed process is gone
-        time.sleep(0.01)
-    assert state(ablation, cell) == "interrupted"
-    crosscoop("ablate", "--runs", runs)
-    assert (folder / "test/metrics.json").is_file()
-    crosscoop("fit", "--config", folder / "given.yaml", "--run", tmp_path / "whole")
-    assert_equal(load(tmp_path / "whole/last.ckpt")["state_dict"], load(folder / "last.ckpt")["state_dict"])
-
-
-def test_stopped_ablation_keeps_its_cells(grid, tmp_path):
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
-    scheduler, runs, folder = begun(grid, tmp_path, epochs=4000)
-    signal.signal(signal.SIGINT, handler)
-    scheduler.send_signal(signal.SIGUSR1)
-    errors = scheduler.read(timeout=60)
-    assert scheduler.returncode == 128 + signal.SIGUSR1
-    assert "To resume: crosscoop ablate --runs" in errors and "Traceback" not in errors
-    ablation = read_ablation(runs / "ablation.yaml")
-    assert [state(ablation, cell) for cell in ablation.all_cells(runs)] == ["interrupted"]
-    assert not (folder / "failed.txt").exists()
-
-
-def test_stopping_ends_a_cell_that_ignores_sigint(grid, tmp_path):
-    workers = Workers(read_ablation(grid()), [], tmp_path, 1)
-    cell = subprocess.Popen(["bash", "-c", "trap '' INT; echo; exec sleep 20"], stdout=subprocess.PIPE)
-    cell.stdout.read(1)  # the trap is set
-    workers.running["ensemble/seed0"] = cell
-    workers._stop()
-    assert cell.returncode == -signal.SIGTERM
-
-
-def test_cell_stopped_from_outside_is_no_success(grid, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Workers, "run", lambda self: {"ensemble/seed0": STOPPED})
-    with pytest.raises(SystemExit) as caught:
-        crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", grid())
-    assert caught.value.code == 2 and "state saved: ensemble/seed0. To resume: crosscoop" in capsys.readouterr().err
-
-
-def test_no_two_workers_run_a_cell(grid, tmp_path, capsys):
-    runs, path = tmp_path / "runs", grid(seeds=[0], grid={}, cells={"Ensemble": {}})
-    ablation = read_ablation(path)
-    (cell,) = ablation.all_cells(runs)
-    cell.folder.mkdir(parents=True)
-    with FileLock(cell.folder / ".lock"):  # another worker's
-        assert state(ablation, cell) == "running"
-        crosscoop("ablate", "--runs", runs, "--grid", path)
-        assert "Still running elsewhere: ensemble/seed0" in capsys.readouterr().out
-        command = [sys.executable, "-m", "crosscoop.ablation.cell", str(runs), cell.label]
-        assert Python(command).wait() == TAKEN
-    assert sorted(file.name for file in cell.folder.iterdir()) == [".lock"]
-    assert state(ablation, cell) == "waiting"
-
-
-def test_worker_takes_what_another_left_behind(grid, forked, tmp_path, capsys):
-    runs, path = tmp_path / "runs", grid(seeds=[0], grid={}, cells=GRID["cells"], tests=None)
-    first, second = read_ablation(path).all_cells(runs)
-    first.folder.mkdir(parents=True)
-    lock = FileLock(first.folder / ".lock", thread_local=False)
-    lock.acquire()
-
-    def die_while_the_second_trains():
-        while not second.folder.is_dir():
-            time.sleep(0.01)
-        lock.release()
-
-    other = threading.Thread(target=die_while_the_second_trains)
-    other.start()
-    crosscoop("ablate", "--runs", runs, "--grid", path)
-    other.join()
-    words = capsys.readouterr().out
-    assert words.index("ensemble/seed0: running") < words.index("resnet/seed0: running (")
-    assert "missing" not in (runs / "table.md").read_text()
-
-
-def test_another_configuration_in_the_same_folder_is_refused(grid, tmp_path, capsys):
-    runs, ablation = tmp_path / "runs", read_ablation(grid())
-    cell = ablation.all_cells(runs)[0]
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "given.yaml").write_text(yaml.safe_dump({**cell.config, "seed_everything": 9}))
-    (cell.folder / "last.ckpt").touch()
-    with pytest.raises(SystemExit):
-        crosscoop("ablate", "--runs", runs, "--grid", tmp_path / "grid.yaml")
-    assert f"{cell.folder} was trained with another configuration" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("Epoch 1\ncrosscoop: error: got\n  nine\nAll options: crosscoop fit --help\n", "got nine"),
-        ("Traceback:\n  File x\nRuntimeError: no\n", "RuntimeError: no"),
-        ("", "no output"),
-    ],
-)
-def test_reason_of_a_failure(log, reason):
-    assert last_error(log) == reason
-
-
-def test_cell_on_two_devices_ends_at_its_limit_of_time(grid, forked, tmp_path):
-    trainer = {"trainer.devices": 2, "trainer.max_time": "00:00:00:01", "trainer.max_epochs": 4000}
-    path = grid(seeds=[0], grid={}, cells={"Ensemble": trainer}, tests=None)
-    crosscoop("ablate", "--runs", tmp_path / "runs", "--grid", path)
-    folder = tmp_path / "runs/ensemble/seed0"
-    assert "MEMBER: 2/2" in (folder / "log.txt").read_text() and (folder / "test/metrics.json").is_file()
-    assert 1 < json.loads((folder / "cost.json").read_text())["seconds"] < 60
-
-
 class Peeking(Fusion):
     """Looks at a value, which a map without memory has not."""
 
@@ -435,7 +233,7 @@ def test_sweep_hands_out_the_cells(grid, tmp_path):
     sweep = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
     assert sweep["method"] == "grid" and len(sweep["parameters"]["cell"]["values"]) == 8
     command = [word for word in sweep["command"] if not word.startswith("${")]
-    assert command == ["crosscoop", "ablate", "--runs", str(tmp_path / "runs")]
+    assert command == ["ablate", "--runs", str(tmp_path / "runs")] and sweep["program"] == "crosscoop"
     assert (tmp_path / "runs/ablation.yaml").is_file()
 
 
@@ -455,14 +253,6 @@ def test_wrong_option_ends_with_a_message(grid, tmp_path, options, capsys):
     with pytest.raises(SystemExit) as caught:
         crosscoop("ablate", "--runs", tmp_path / "runs", *given, options)
     assert caught.value.code == 2 and "expected" in capsys.readouterr().err
-
-
-def test_workers_share_cores_and_gpus(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert environment(1, 2)["OMP_NUM_THREADS"] == "4" and "OMP_NUM_THREADS" not in environment(0, 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["5", "7", "5"]
 
 
 def test_durations_read_well():
