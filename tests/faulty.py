@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -105,13 +106,16 @@ IN_THE_HEADER = [name for name in FAULTS if name.split()[0] not in ("truncated",
 
 
 class Breaking(Folder):
-    """Breaks a sample after its split was listed, as if it broke during the run; `BREAK` is "split fault"."""
+    """Breaks a sample after its split was looked up and listed, as if in the run; `BREAK` is "split fault"."""
+
+    looked_up: ClassVar[set[tuple[str, str]]] = set()
 
     def samples(self, split: str) -> Sequence[FileSample]:
         samples = super().samples(split)
         where, _, name = os.environ["BREAK"].partition(" ")
-        if where == split:
+        if where == split and (self.root, split) in self.looked_up:
             break_sample(Path(self.root), split, 1, name)
+        self.looked_up.add((self.root, split))
         return samples
 
 

@@ -190,8 +190,9 @@ def test_samples_of_any_size_become_crops(
     sample, num_classes = Drawn(size, mask_size or size, values, seed), 7
     augmentation = Augmentation(crop_size, (low, low * factor), flip, photometric)
     training = TrainingSet([sample], augmentation, resize, seed, num_classes)
-    evaluation = EvaluationSet([sample], resize, center_crop, num_classes)
-    expected = {"training": (crop_size, crop_size), "evaluation": (center_crop,) * 2 if center_crop else resize or size}
+    evaluation = EvaluationSet([sample], resize, center_crop, num_classes, resize_masks=center_crop is not None)
+    square = (center_crop,) * 2 if center_crop else None
+    expected = {"training": [(crop_size,) * 2] * 2, "evaluation": [square or resize or size, square or size]}
     for name, draw in (("training", lambda: training[0, 3]), ("evaluation", lambda: evaluation[0])):
         try:
             item = draw()
@@ -200,7 +201,7 @@ def test_samples_of_any_size_become_crops(
             assert (mask_size or size) != size or sample.arrays[1].max() >= num_classes
             continue
         assert (mask_size or size) == size
-        assert item["image"].shape[1:] == item["mask"].shape == expected[name]
+        assert [item["image"].shape[1:], item["mask"].shape] == expected[name]
         assert set(item["mask"].unique().tolist()) <= {*sample.arrays[1].ravel().tolist(), VOID}
         assert item["mask"].unique().tolist()[-1] in (*range(num_classes), VOID)
 

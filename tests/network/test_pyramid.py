@@ -102,8 +102,8 @@ def test_convolutional_and_transformer_branch_exchange_and_train(transformer):
 
 
 def test_pair_exports_with_dynamic_sizes(tiny):
-    if tiny.startswith("beit"):
-        pytest.skip("the resized table of relative positions does not export yet")
+    if "dinov3" in tiny or tiny.startswith("beit"):
+        pytest.skip("positions of DINOv3 (timm: float(height)) and BEiT (the resized table) fix the size in an export")
     network, dynamic = create_network(["test_resnet", tiny], 5, channels=16).eval(), torch.export.Dim.DYNAMIC
     sizes = {"image": {0: dynamic, 2: dynamic, 3: dynamic}}
     program = torch.export.export(network, (torch.rand(2, 3, 97, 131),), dynamic_shapes=sizes).module()

@@ -84,7 +84,7 @@ def test_other_classes_keep_their_new_classifiers(store, other, source_ensemble)
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key] if ".classifier." in key else source[key]), key
     parts = "top: classifier; bottom: classifier"
-    ensemble = "" if source_ensemble == "sum" else "; ensemble: weight"
+    ensemble = "" if source_ensemble == "sum" else "; ensemble: weight, bias"
     assert lines[2:] == [f"  left out: {parts}{ensemble}", f"  newly drawn: {parts}"]
 
 
