@@ -44,7 +44,8 @@ class Python:
         nested = multiprocessing.parent_process() is not None
         context = multiprocessing.get_context("fork") if nested else SERVER
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        arguments = [*map(str, args[1:])], env or {**os.environ}, start_new_session, ignored, ends, nested
+        env = {name: value for name, value in (env or os.environ).items() if name != "WANDB_SERVICE"}  # another's
+        arguments = [*map(str, args[1:])], env, start_new_session, ignored, ends, nested
         self.process = context.Process(target=_be_python, args=arguments)
         self.process.start()
         self.pid = self.process.pid

@@ -148,7 +148,7 @@ class Ablation:
             options: Its options.
         """
         name = f"trial {number}"
-        return replace(self, cells={name: options}, grid={}, tests={})._cell(runs, name, self.seeds[0])
+        return replace(self, cells={name: options}, grid={}, tests={}).make_cell(runs, name, self.seeds[0])
 
     def all_cells(self, runs: Path) -> list[Cell]:
         """Return every cell, one seed after the other, so that a first table is complete early.
@@ -156,9 +156,16 @@ class Ablation:
         Args:
             runs: The folder of all runs.
         """
-        return [self._cell(runs, name, seed) for seed in self.seeds for name in self.rows]
+        return [self.make_cell(runs, name, seed) for seed in self.seeds for name in self.rows]
 
-    def _cell(self, runs: Path, name: str, seed: int) -> Cell:
+    def make_cell(self, runs: Path, name: str, seed: int) -> Cell:
+        """Return the cell of a row and a seed.
+
+        Args:
+            runs: The folder of all runs.
+            name: The row's name.
+            seed: The seed.
+        """
         resources = {**self.resources, **_split(self.rows[name])[1]}
         folder, config = runs / slug(name) / f"seed{seed}", self.config(name, seed)
         return Cell(name, seed, config, folder, self.tests, self.checkpoint, self.max_hours, resources)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def test_a_test_takes_its_options_from_the_run_wherever_it_starts(place, tmp_pat
 
 def test_options_that_a_test_leaves_are_named(place, capsys):
     message = refusal(capsys, "validate", "--run", place / "run", "--data.dataset.root nowhere")
-    assert "add --trainer.accelerator cpu" in message
+    ranks = {name: value for name, value in os.environ.items() if "RANK" in name or "PROC" in name}
+    assert "add --trainer.accelerator cpu" in message, ranks
 
 
 @pytest.mark.parametrize(("command", "options"), [

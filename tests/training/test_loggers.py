@@ -141,7 +141,7 @@ class Answer(BaseHTTPRequestHandler):
 def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_path, monkeypatch, way):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SERVICE"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     output = ""
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
@@ -165,8 +165,7 @@ def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_
 
 def test_wandb_whose_server_refuses_is_kept_on_disk(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    for name in ("WANDB_MODE", "WANDB_SERVICE"):  # the latter is that of another test of this process
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
@@ -183,8 +182,7 @@ def test_wandb_whose_server_refuses_is_kept_on_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["no server", pytest.param("offline", marks=pytest.mark.slow)])
 def test_death_of_wandbs_process_does_not_end_training(tmp_path, monkeypatch, way):
     pytest.importorskip("wandb")
-    for name in ("WANDB_MODE", "WANDB_SERVICE"):  # the latter is that of another test of this process
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     kill = """

@@ -395,6 +395,7 @@ def test_auxiliary_heads_are_optimised_with_the_heads_and_clipped_with_their_bra
     )
     for parameter in task.parameters():
         parameter.grad = torch.ones_like(parameter)
+    task._trainer = SimpleNamespace(precision_plugin=None)
     task.configure_gradient_clipping(groups, 1.0, "norm")
     for name, branch in zip(("top", "bottom"), task.network.branches, strict=True):
         part = [*branch.parameters(), *task.objective.heads[name].parameters()]
