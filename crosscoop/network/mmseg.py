@@ -73,7 +73,7 @@ class MmsegDeepLabV3Plus(Branch):
         """Segment an image step by step; see `Branch.walk`. Without `upsample`, the logits have stride 4."""
         low, high = self.backbone(image)
         high = yield high
-        pointwise = yield self.aspp.layers[0](high)
+        pointwise = yield self.aspp.layers[0](high)  # one by one, as in DeepLabV3Plus
         near = yield self.aspp.layers[1](high)
         middle = yield self.aspp.layers[2](high)
         far = yield self.aspp.layers[3](high)

@@ -53,7 +53,7 @@ class SmpDeepLabV3Plus(Branch):
         """Segment an image step by step; see `Branch.walk`. The logits always have the image's size."""
         low, high = self.backbone(image)
         high = yield high
-        pointwise = yield self.aspp.layers[0](high)
+        pointwise = yield self.aspp.layers[0](high)  # one by one, as in DeepLabV3Plus
         near = yield self.aspp.layers[1](high)
         middle = yield self.aspp.layers[2](high)
         far = yield self.aspp.layers[3](high)

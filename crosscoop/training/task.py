@@ -39,8 +39,8 @@ class Compilation(TypedDict, total=False):
 
     Attributes:
         mode: How long it may search for fast kernels, and whether it records CUDA graphs.
-        dynamic: True compiles for any size of crops and batches at once, false for each size anew; by default a second
-            size decides.
+        dynamic: True compiles one program for any size of crops and batches, false one per size; by default, the second
+            size leads to a program for any size.
     """
 
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]

@@ -60,8 +60,8 @@ class Trained:
     Attributes:
         source: Where it comes from.
         weights: Its weights by name.
-        branches: What each branch is, in words, by aspect; see `_describe`.
-        exchanges: The connections at each exchange point, in words; None if unknown.
+        branches: The aspects of each branch by name; see `_describe`.
+        exchanges: A description of the connections at each exchange point.
         of_classes: The names of the weights that depend on its classes; empty if these are the wanted ones.
     """
 
@@ -171,7 +171,7 @@ def _fitting(trained: Trained, pairs: Mapping[int, int], whole: bool, network: C
     """
     wanted, names = network.state_dict(), branch_names(len(network.branches))
     differences: dict[tuple[str, str], list[str]] = {}  # what was got and what was expected, and where
-    different = []  # the parts that need no comparison of shapes any more
+    different = []  # parts whose shapes need not be compared
 
     def compare(part: str, where: str, got: str, expected: str) -> None:
         if got != expected:
@@ -306,7 +306,7 @@ def _of_classes(network: CooperativeNetwork, options: Mapping[str, Any]) -> froz
 
 
 def _describe(branch: Branch) -> dict[str, str]:
-    """Return what a branch's weights depend on, apart from their shapes, in words."""
+    """Return what a branch's weights depend on, apart from their shapes, by aspect."""
     return {
         "head": next((name for name, head in HEADS.items() if type(branch) is head), type(branch).__name__),
         "backbone": branch.backbone.name,
@@ -315,7 +315,7 @@ def _describe(branch: Branch) -> dict[str, str]:
 
 
 def _exchanges(network: CooperativeNetwork) -> dict[str, str]:
-    """Return the connections at each exchange point, with their operators, in words."""
+    """Return a description of the connections at each exchange point, with their operators."""
     names = branch_names(len(network.branches))
     return {
         point: ", ".join(

@@ -54,7 +54,7 @@ def test_ablation_runs_goes_on_and_writes_its_tables(grid, forked, tmp_path, cap
 
     kept = {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.json")}
     yaml_text = (runs / "ablation.yaml").read_text().replace("nine", "cross")
-    (runs / "ablation.yaml").write_text(yaml_text)  # mended
+    (runs / "ablation.yaml").write_text(yaml_text)  # as it was
     crosscoop("ablate", "--runs", runs, "--retry")
     assert "missing" not in (runs / "table.md").read_text()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished cells were not run again
@@ -65,7 +65,7 @@ def test_ablation_runs_goes_on_and_writes_its_tables(grid, forked, tmp_path, cap
         ("version: 0.1.0", "version: 0.0.9", "got runs of crosscoop 0.0.9, expected 0.1.0"),
     ):
         assert key in yaml_text
-        (runs / "ablation.yaml").write_text(yaml_text.replace(key, value))  # these are no figures of that any more
+        (runs / "ablation.yaml").write_text(yaml_text.replace(key, value))  # results of another grid
         with pytest.raises(SystemExit):
             crosscoop("ablate", "--runs", runs)
         assert words in capsys.readouterr().err
@@ -235,18 +235,18 @@ def test_ray_lets_cells_end_as_they_do(tmp_path, monkeypatch):
             CrosscoopError, match="a/seed0 asks for 99 CPUs and 0 GPUs, expected no more than a node has"
         ):
             engine.start(Cell("a", 0, {}, tmp_path / "a/seed0", resources={"cpus": 99}))
-        heard = {cell.name: [engine.start(cell)] for cell in cells}
+        states = {cell.name: [engine.start(cell)] for cell in cells}
         deadline = time.monotonic() + 120
         while (len(engine.tasks) > 1 or engine.waiting) and time.monotonic() < deadline:
             for cell, word in engine.news():
-                heard[cell.name].append(word)
+                states[cell.name].append(word)
             time.sleep(0.05)
     finally:
         engine.close()
     # A worker that dies at once may take with it that it was running.
-    heard = {name: [word for word in words if word != "running on here"] for name, words in heard.items()}
+    states = {name: [word for word in words if word != "running on here"] for name, words in states.items()}
     died = "waiting again: its process died (out of memory, or a crash in native code?)"
-    assert heard == {
+    assert states == {
         "good": ["waiting", "done"],
         "dies": ["waiting", *[died] * (cluster.ATTEMPTS - 1), "failed"],
         "dies once": ["waiting", died, "done"],

@@ -214,7 +214,7 @@ def test_run_starts_from_a_run_and_needs_it_no_more(tmp_path, capsys, monkeypatc
     fit(Path("second"), "--network.weights first --trainer.callbacks+=tiny.Recorder")
     assert "network.weights: first\n  taken: top: backbone, aspp, decoder, classifier" in capsys.readouterr().out
     assert_equal(Recorder.latest.first, source)
-    assert Recorder.latest.learning_rates[0] == [0.007, 0.007], "the schedule begins anew"
+    assert Recorder.latest.learning_rates[0] == [0.007, 0.007], "the schedule starts from the beginning"
     shutil.rmtree("first")
     fit(Path("second"), "--resume --network.weights first --trainer.max_epochs 2")
     assert "network.weights" not in capsys.readouterr().out
