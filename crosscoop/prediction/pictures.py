@@ -140,7 +140,7 @@ def save_comparison(
         Patch(facecolor=(color[0] / 255, color[1] / 255, color[2] / 255), edgecolor="gray", label=name)
         for name, color in entries
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 11), fontsize=8)
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 2 * columns), fontsize=8)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

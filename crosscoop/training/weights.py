@@ -237,6 +237,11 @@ def _sources(weights: Weights, num_branches: int) -> list[Source | None]:
 
 def _read(source: Source, class_names: Sequence[str]) -> Trained:
     path = source.source
+    if not (path.startswith("hf-hub:") or Path(path).exists()):
+        raise CrosscoopError(
+            f"network.weights: got {path}, which does not exist; expected a run, a checkpoint, .safetensors or "
+            "hf-hub:NAME. Correct the path."
+        )
     if Path(path).is_file() and not path.endswith((".ckpt", ".onnx", ".pt2")) and not _is_exported(path):
         return _read_foreign(source, len(class_names))
     if not path.startswith("hf-hub:") and Path(path).is_dir():

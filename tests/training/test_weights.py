@@ -171,7 +171,7 @@ def test_another_network_is_refused_with_what_differs_or_taken_in_parts(store, c
         (["test_resnet"], {"source": "{pair}", "branch": "left"}, "got branch 'left' of .*, expected top, bottom"),
         (["test_resnet"], "{twins}", r"top, bottom, of which 2 match test_resnet; .*branch: top"),
         (["test_efficientnet"], "{pair}", "of which none match test_efficientnet"),
-        (["test_resnet"], "nothing.ckpt", "no checkpoint nothing.ckpt"),
+        (["test_resnet"], "nothing.ckpt", "network.weights: got nothing.ckpt, which does not exist"),
     ],
 )
 def test_wrong_sources_are_told(store, branches, weights, message):
@@ -224,4 +224,4 @@ def test_run_starts_from_a_run_and_needs_it_no_more(tmp_path, capsys, monkeypatc
     crosscoop("export", "--ckpt-path second/best.ckpt --format safetensors --output elsewhere/pair.safetensors")
     with pytest.raises(SystemExit):
         crosscoop("fit", "--config second/config.yaml --run third")
-    assert "no checkpoint first" in capsys.readouterr().err
+    assert "network.weights: got first, which does not exist" in capsys.readouterr().err
