@@ -1,6 +1,7 @@
 """Processes of Python without the start: a server forks them, which has imported all that takes long."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -121,6 +122,7 @@ def _write_to(*ends):
 
 
 def _begin(env):
+    gc.freeze()  # as in conftest.py
     os.environ |= env
     rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", 0))  # the server was asked for it at import
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 from crosscoop.ablation.grid import Ablation
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.metrics import SECONDARY
-from crosscoop.evaluation.records import branch_shares, compared_branches, describe, figures_of, per_class_of
+from crosscoop.evaluation.records import ALL, branch_shares, compared_branches, describe, figures_of, per_class_of
 from crosscoop.network.outputs import CASCADE, branches_of, main_output
 
 
@@ -223,5 +223,5 @@ def _take_metrics(record: Any, row: Row, seed: int) -> None:
 
 
 def _take_branches(record: Any, row: Row, seed: int) -> None:
-    for name in branch_shares(compared_branches(record["all"])):
-        row.branches.setdefault(name, Figures()).values[seed] = float(record["all"][name])
+    for name in branch_shares(compared_branches(record[ALL])):
+        row.branches.setdefault(name, Figures()).values[seed] = float(record[ALL][name])

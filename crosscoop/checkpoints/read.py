@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -74,13 +76,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CrosscoopError(f"no checkpoint {path}. Give a file that `crosscoop fit` wrote, such as best.ckpt.")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _load(Path(path), Path(path).stat().st_mtime_ns)
         content["state_dict"].keys(), content["crosscoop"]["config"]["network"], content["crosscoop"]["class_names"]
     except Exception as error:  # untrusted input: torch and pickle may raise almost anything
         raise CrosscoopError(
             f"{path} is not a checkpoint that `crosscoop fit` wrote ({type(error).__name__}); expected its best.ckpt "
             "or last.ckpt. Use files that crosscoop export wrote with crosscoop predict."
         ) from error
+    return {**content, "crosscoop": deepcopy(content["crosscoop"])}
+
+
+@lru_cache(maxsize=1)  # a command reads its checkpoint several times: options, description, fit, weights
+def _load(path: Path, changed: int) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return content
 
 

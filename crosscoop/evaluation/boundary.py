@@ -1,12 +1,32 @@
 """Boundary IoU (Cheng et al., CVPR 2021, https://arxiv.org/abs/2103.16562): the IoU of the regions near outlines."""
 
+import math
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from crosscoop.data.dataset import VOID, Array
 from crosscoop.evaluation.metrics import SegmentationMetric
+
+NEAR = 0.005
+"""Distance from an outline that counts as near, as a share of the image's diagonal: 11 pixels at 1024 x 2048."""
+
+
+def near_outlines(mask: Tensor) -> Tensor:
+    """Return whether each pixel is near an outline of the mask.
+
+    Args:
+        mask: `(N, H, W)` class indices.
+    """
+    distance = max(1, round(NEAR * math.hypot(*mask.shape[-2:])))
+    classes = torch.stack([mask, -mask.int()], 1).float()
+    for kernel in ((2 * distance + 1, 1), (1, 2 * distance + 1)):
+        classes = max_pool2d(classes, kernel, 1, (kernel[0] // 2, kernel[1] // 2))
+    highest, lowest = classes[:, 0], -classes[:, 1]
+    return highest != lowest
 
 
 class BoundaryIoU(SegmentationMetric):

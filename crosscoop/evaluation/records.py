@@ -90,25 +90,30 @@ def to_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+NEAR_OUTLINES = "near outlines"
+ALL = "all"
+"""Rows of `branch_record` over all classes: of the pixels near the outlines in the masks, and of all pixels."""
+
+
 def branch_record(
-    right: Tensor, disagreeing: Tensor, class_names: Sequence[str], branches: Sequence[str]
+    counts: tuple[Tensor, Tensor], near: tuple[Tensor, Tensor], class_names: Sequence[str], branches: Sequence[str]
 ) -> dict[str, Any]:
-    """Return how the branches differ, per class and over all classes, as shares of the labelled pixels.
+    """Return how the branches differ, per class, near outlines and everywhere, as shares of the labelled pixels.
 
     `only_NAME`: only that branch is right. `neither`: all branches are wrong. `saved`: the ensemble is right where at
     most one branch is. `lost`: the ensemble is wrong where at least one branch is right. `disagree`: the branches do
     not all predict the same class.
 
     Args:
-        right: Pixels `(num_classes, branches + 2, 2)`, see `BranchComparison`.
-        disagreeing: Pixels `(num_classes,)`, see `BranchComparison`.
+        counts: Pixels as from `BranchComparison.compute`.
+        near: The same of the pixels near outlines.
         class_names: One name per class.
         branches: The branches' names.
     """
     rows = {}
     for name, case, differ in [
-        *zip(class_names, right, disagreeing, strict=True),
-        ("all", right.sum(0), disagreeing.sum()),
+        *zip(class_names, *counts, strict=True),
+        *((name, right.sum(0), differ.sum()) for name, (right, differ) in ((NEAR_OUTLINES, near), (ALL, counts))),
     ]:
         total = int(case.sum())
         pixels = {
@@ -145,14 +150,14 @@ def none_of(branches: Sequence[str]) -> str:
 
 def branch_table(record: Mapping[str, Any]) -> Table:
     """Return a table of `branch_record` (%)."""
-    branches = compared_branches(record["all"])
+    branches = compared_branches(record[ALL])
     title = f"{', '.join(branches[:-1])} and {branches[-1]}"
     table = Table("class", title=title, caption="% of the labelled pixels of each class")
     shares = branch_shares(branches)
     for heading in shares.values():
         table.add_column(heading, justify="right")
     for name, row in record.items():
-        if name == "all":
+        if name == NEAR_OUTLINES:
             table.add_section()
         table.add_row(name, *(percent(row[key]) for key in shares))
     return table

@@ -179,7 +179,7 @@ def save_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
     figure.colorbar(image, label="% of the true class", fraction=0.04)
     figure.suptitle(fill(title, int(13 * width)), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    figure.savefig(path, dpi=130)
 
 
 def save_balance(path: Path, counted: Mapping[str, NDArray[np.int64]], class_names: Sequence[str], title: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup, escape
 
-from crosscoop.evaluation.records import branch_shares, compared_branches, describe, percent
+from crosscoop.evaluation.records import ALL, NEAR_OUTLINES, branch_shares, compared_branches, describe, percent
 from crosscoop.files import duration
 from crosscoop.report import charts, tables
 from crosscoop.report.gallery import Gallery
@@ -25,9 +25,12 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
         "warnings": tables.warnings(runs),
         "settings": tables.settings(runs),
         "charts": charts.charts(runs),
+        "image_charts": charts.image_charts(runs),
+        "calibration_charts": charts.calibration_charts(runs),
         "frame": charts,
         "validation_protocol": in_words({run.name: describe_validation(run.config) for run in runs if run.history}),
         "protocol": in_words({run.name: run.protocol for run in runs if run.metrics}),
+        "calibration_protocol": in_words({run.name: run.calibration["protocol"] for run in runs if run.calibration}),
         "gallery_protocol": in_words({runs[place].name: words for place, words in gallery.groups.items()}),
         "columns": columns,
         "figure_rows": tables.figure_rows(columns),
@@ -35,6 +38,7 @@ def render(runs: Sequence[Run], gallery: Gallery) -> str:
         "peak": tables.branch_peak(runs),
         "matrices": [tables.matrices(run) for run in runs],
         "gallery": gallery,
+        "overall": {ALL: "all classes", NEAR_OUTLINES: f"all classes, {NEAR_OUTLINES}"},
         "branch_shares": branch_shares,
         "compared_branches": compared_branches,
         "version": __version__,

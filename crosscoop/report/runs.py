@@ -13,9 +13,9 @@ from crosscoop.checkpoints.read import find_checkpoint
 from crosscoop.data.datamodule import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
-from crosscoop.evaluation.records import branch_shares, compared_branches, describe
+from crosscoop.evaluation.records import ALL, branch_shares, compared_branches, describe
 from crosscoop.files import load_yaml
-from crosscoop.network.outputs import branches_of, main_output
+from crosscoop.network.outputs import branch_names, branches_of, main_output
 
 Settings = dict[str, Any]
 """A configuration as `fit` or `test` wrote it."""
@@ -33,6 +33,7 @@ class Run:
         metrics: `metrics.json`, or None.
         confusion: `confusion.json`, or None.
         branches: `branches.json`, or None.
+        calibration: `calibration.json`, or None.
         images: The finite metrics of each image by column name.
         notices: What is missing, and how to create it.
         tested: Folder of a test's files, if they are not in the run's.
@@ -45,6 +46,7 @@ class Run:
     metrics: dict[str, Any] | None = None
     confusion: dict[str, Any] | None = None
     branches: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     images: dict[str, dict[str, float]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     tested: Path | None = None
@@ -53,6 +55,14 @@ class Run:
     def outputs(self) -> list[str]:
         """The outputs that were measured."""
         return list(self.metrics["outputs"]) if self.metrics else []
+
+    @property
+    def backbones(self) -> dict[str, str]:
+        """The backbone of each branch by the branch's name; empty if unknown."""
+        branches = (self.config.get("network") or {}).get("branches") or []
+        given = [branch.get("backbone") if isinstance(branch, dict) else branch for branch in branches]
+        words = [" + ".join(map(str, each)) if isinstance(each, list) else str(each) for each in given]
+        return dict(zip(branch_names(len(words)), words, strict=True)) if words else {}
 
     @property
     def protocol(self) -> str:
@@ -193,8 +203,15 @@ def _load_confusion(path: Path) -> dict[str, Any]:
 
 def _load_branches(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = _load_json(path)
-    shares = branch_shares(compared_branches(content["all"]))
+    shares = branch_shares(compared_branches(content[ALL]))
     _ = [row[key] for row in content.values() for key in shares]
+    return content
+
+
+def _load_calibration(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = _load_json(path)
+    _ = [(bin["confidence"], bin["accuracy"]) for each in content["outputs"].values() for bin in each["bins"]]
+    _ = content["protocol"], [each["ece"] for each in content["outputs"].values()]
     return content
 
 
@@ -226,5 +243,6 @@ PIECES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "confusion.json": ("confusion", _load_confusion, "`crosscoop test`"),
     "images.csv": ("images", _load_images, "`crosscoop test`"),
     "branches.json": ("branches", _load_branches, "`crosscoop test`"),
+    "calibration.json": ("calibration", _load_calibration, "`crosscoop test`"),
 }
 """The files of a run folder: the attribute of `Run`, how to read it, and the command that writes it."""

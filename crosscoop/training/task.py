@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from crosscoop.data.augment import cutmix
 from crosscoop.data.dataset import colormap
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
+from crosscoop.evaluation.calibration import Calibration
 from crosscoop.evaluation.cascade import CascadeRecord, CountedCascade
 from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.inference import Inference, upsampled_labels
@@ -131,6 +132,7 @@ class CooperativeSegmentation(pl.LightningModule):
             names.append(CASCADE)
         self.cascade_record: CascadeRecord | None = None
         self.evaluator = Evaluator(class_names, names, metrics)
+        self.calibration = nn.ModuleDict({name: Calibration() for name in names})
         self.scores: dict[str, Scores] = {}
         self.figures: dict[str, float | None] = {}
         self.num_images = 0
@@ -208,7 +210,11 @@ class CooperativeSegmentation(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update every output's metrics; return the labels `(N, H, W)` by output name, for the callbacks."""
-        return self._count(self._batch(batch))[1]
+        batch = self._batch(batch)
+        outputs, labels = self._count(batch)
+        for name, logits in outputs.items():
+            cast(Calibration, self.calibration[name]).update(logits, batch["mask"])
+        return labels
 
     def on_validation_epoch_end(self) -> None:
         """Compute the epoch's metrics."""

@@ -90,7 +90,7 @@ def forgive(logger: WandbLogger) -> None:
 
         return forgiven
 
-    for method in ("log_metrics", "log_hyperparams", "log_image", "finalize", "after_save_checkpoint"):
+    for method in ("log_metrics", "log_hyperparams", "log_image", "log_table", "finalize", "after_save_checkpoint"):
         setattr(logger, method, forgiving(getattr(logger, method)))
     try:
         _ = logger.experiment  # starts the run, which Lightning would do outside these calls

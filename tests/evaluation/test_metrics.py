@@ -17,7 +17,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 
 from crosscoop import load
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.boundary import BoundaryIoU
+from crosscoop.evaluation.boundary import BoundaryIoU, near_outlines
+from crosscoop.evaluation.calibration import Calibration, calibration_record
 from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.metrics import BranchComparison, ConfusionMatrix, Scores, SegmentationMetric
 from crosscoop.evaluation.records import branch_record, branch_shares, branch_table
@@ -202,12 +203,46 @@ def test_branches_are_compared_pixel_by_pixel(number):
     comparison = BranchComparison(4, branch_names(number))
     for i in range(len(mask)):
         comparison.update({name: each[i] for name, each in outputs.items()}, mask[i])
-    record = branch_record(*comparison.compute(), list("abcd"), comparison.branches)
-    assert list(record) == [*"abcd", "all"] and record["d"]["pixels"] == 0 and record["d"]["neither"] is None
+    counts = comparison.compute()
+    record = branch_record(counts, counts, list("abcd"), comparison.branches)
+    assert list(record) == [*"abcd", "near outlines", "all"] and record["near outlines"] == record["all"]
+    assert record["d"]["pixels"] == 0 and record["d"]["neither"] is None
     for index, name in enumerate("abc"):
         expected = by_hand(outputs, mask, index)
         assert record[name] == pytest.approx(expected) and list(record[name]) == list(expected)
-    assert branch_table(record).row_count == 5
+    assert branch_table(record).row_count == 6
+
+
+def test_pixels_near_outlines():
+    mask = torch.full((1, 40, 300), 1, dtype=torch.uint8)
+    mask[:, :, :100], mask[:, 10:, 200:] = 0, 255  # void has outlines, too
+    near = near_outlines(mask)[0]  # within 2 pixels: 0.005 of 303
+    assert near[5].nonzero().flatten().tolist() == [98, 99, 100, 101]
+    assert near[30].nonzero().flatten().tolist() == [98, 99, 100, 101, 198, 199, 200, 201]
+    assert near[:, 250].nonzero().flatten().tolist() == [8, 9, 10, 11]
+
+
+def test_calibration_counts_what_each_confidence_is_worth():
+    torch.manual_seed(1)
+    logits, mask = 2 * torch.randn(2, 4, 20, 30), torch.randint(0, 5, (2, 40, 60))  # class 4 is void
+    calibration = Calibration()
+    for i in range(2):
+        calibration.update(logits[i : i + 1], mask[i : i + 1])
+    record = calibration_record({"top": calibration.compute()}, "a protocol")["outputs"]["top"]
+    bins = {}
+    for probabilities, true in zip(logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, 4).tolist(),
+                                   mask[:, 1::2, 1::2].flatten().tolist(), strict=True):  # fmt: skip
+        if true < 4:
+            confidence = max(probabilities)
+            bins.setdefault(int(20 * confidence), []).append((confidence, probabilities.index(confidence) == true))
+    total = sum(map(len, bins.values()))
+    assert len(record["bins"]) == len(bins) > 10
+    for shown, (_, pixels) in zip(record["bins"], sorted(bins.items()), strict=True):
+        confidence, accuracy = (sum(each) / len(pixels) for each in zip(*pixels, strict=True))
+        assert shown == pytest.approx({"share": len(pixels) / total, "confidence": confidence, "accuracy": accuracy},
+                                      abs=6e-4)  # fmt: skip
+    gaps = [abs(sum(c - r for c, r in pixels)) for pixels in bins.values()]
+    assert record["ece"] == pytest.approx(sum(gaps) / total, abs=6e-4)
 
 
 # -- the evaluator

@@ -23,7 +23,7 @@ from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.metrics import Scores
 from crosscoop.prediction.pictures import save_confusion
-from crosscoop.report.charts import Chart, Line, charts
+from crosscoop.report.charts import Chart, Line, charts, image_charts
 from crosscoop.report.gallery import choose
 from crosscoop.report.page import signed
 from crosscoop.report.runs import Run, read_run, read_runs
@@ -219,7 +219,7 @@ def test_confusion_and_branches_equal_those_of_the_runs(runs, page):
     rows = {row[0][0]: [a.get("data-value") for _, a in row[2:]] for row in page.table("branches")}
     keys = ("only_top", "only_bottom", "neither", "saved", "lost", "disagree")
     for name, figures in branches.items():
-        shown = rows["all classes" if name == "all" else name]
+        shown = rows[{"all": "all classes", "near outlines": "all classes, near outlines"}.get(name, name)]
         assert shown == ["" if figures[key] is None else str(figures[key]) for key in keys]
 
 
@@ -432,6 +432,26 @@ def test_curves_leave_out_what_is_no_number(tmp_path):
     loss, iou = charts([read_run(tmp_path, "a")])
     assert loss.lines[0].points == [(2, 1.5)]
     assert iou.lines[0].points == [(0, 50), (2, 25)]
+
+
+def test_images_are_compared_one_by_one():
+    first = Run(Path(), "a", images={"x": {"miou_top": 0.5, "miou_ensemble": 0.5}, "y": {"miou_ensemble": 0.5}})
+    second = Run(Path(), "b", images={"x": {"miou_network": 0.6}, "y": {"miou_network": 0.1}, "z": {"miou_network": 0}})
+    (chart,) = image_charts([first, Run(Path(), "untested"), second])
+    (line,) = chart.lines
+    assert (chart.title, line.name) == ("mIoU above that of a (points)", "b: higher on 50 % of the images")
+    assert line.color == 2 and line.points == [(25, pytest.approx(10)), (75, pytest.approx(-40))]
+    (chart,) = image_charts([first])
+    assert [line.name for line in chart.lines] == ["ensemble: higher on 0 % of the images"]
+    assert image_charts([second]) == image_charts([]) == []
+
+
+def test_confidence_is_shown(runs, page):
+    figures = read_json(runs[0] / "calibration.json")
+    assert list(figures["outputs"]) == ["top", "bottom", "ensemble"]
+    for output, each in figures["outputs"].items():
+        assert f"{output}: off by {100 * each['ece']:.1f} points on average" in page.text
+    assert "top: test_resnet; bottom: test_byobnet" in page.text
 
 
 # In a real browser.

@@ -11,16 +11,20 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import yaml
 from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
 from test_interruption import in_a_process
 from tiny import DATA, NETWORK, STREETS, crosscoop, fit, load
 
 from crosscoop.prediction.pictures import colored
+from crosscoop.version import __version__
 
 EVERY_STEP = "--trainer.log_every_n_steps 1"
 SCALARS = {
@@ -108,6 +112,7 @@ def test_wandb_has_the_whole_configuration(wandb_run):
     folder, _, config, _ = wandb_run
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert {key: config[key] for key in written} == written
+    assert config["crosscoop"] == __version__
     assert config["network"]["strategy"] == "cross_c1_c2" and config["model"]["optimizer"]["init_args"]["lr"] == 0.007
 
 
@@ -125,6 +130,35 @@ def test_wandb_has_pictures_with_switchable_masks(wandb_run):
             shown = {key: np.array(Image.open(files / mask["path"])) for key, mask in masks.items()}
             np.testing.assert_array_equal(shown["truth"], sample.mask())
             assert all(mask.shape == (32, 64) and mask.max() < 12 for key, mask in shown.items() if key != "truth")
+
+
+class Recorded(WandbLogger):
+    """A logger that keeps what it receives, instead of W&B."""
+
+    kept: ClassVar[dict] = {}
+    experiment, save_dir = SimpleNamespace(dir=""), ""
+
+    def __init__(self):
+        self.kept.clear()
+
+    log_metrics = log_hyperparams = finalize = after_save_checkpoint = lambda self, *_, **__: None
+
+    def log_image(self, key, images):
+        self.kept[key] = Image.open(*images).size
+
+    def log_table(self, key, columns, data):
+        self.kept[key] = [columns, *data]
+
+
+def test_wandb_has_the_confusion_matrix_and_where_the_branches_differ(tmp_path):
+    fit(tmp_path / "run")
+    crosscoop("test", "--run", tmp_path / "run", "--trainer.logger test_loggers.Recorded")
+    with Image.open(tmp_path / "run/confusion.png") as picture:
+        assert Recorded.kept["test/confusion"] == picture.size
+    heading, *rows = Recorded.kept["test/branches"]
+    assert heading[:3] == ["class", "only top right", "only bottom right"]
+    record = json.loads((tmp_path / "run/branches.json").read_text())
+    assert [row[0] for row in rows] == list(record) and rows[-1][1] == record["all"]["only_top"]
 
 
 class Answer(BaseHTTPRequestHandler):

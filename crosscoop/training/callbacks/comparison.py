@@ -2,16 +2,20 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
+from crosscoop.data.dataset import VOID
+from crosscoop.evaluation.boundary import near_outlines
+from crosscoop.evaluation.calibration import Calibration, calibration_record
 from crosscoop.evaluation.evaluator import evaluate
 from crosscoop.evaluation.metrics import BranchComparison
-from crosscoop.evaluation.records import branch_record, branch_table
+from crosscoop.evaluation.records import branch_record, branch_shares, branch_table, describe
 from crosscoop.files import replacing, write_json
 from crosscoop.network.outputs import branch_names
 from crosscoop.training.task import CooperativeSegmentation
@@ -21,16 +25,19 @@ class OutputComparison(pl.Callback):
     """Comparison of the outputs on a test split.
 
     `images.csv` in the run's folder has a row per image: the mIoU of every output and, with several branches, the share
-    of pixels on which they disagree; the images with the most disagreement come first. With several branches,
-    `branches.json` and a table on the console show per class how often only one of them is right, and how often the
-    ensemble corrects or loses a pixel.
+    of pixels on which they disagree; the images with the most disagreement come first. `calibration.json` shows how
+    often each output is right at which confidence. With several branches, `branches.json` and a table on the console
+    show per class, near outlines and over all pixels how often only one of them is right, and how often the ensemble
+    corrects or loses a pixel; Weights & Biases receives the table, too.
     """
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reset the counts."""
         assert isinstance(pl_module, CooperativeSegmentation)
         branches = branch_names(len(pl_module.network.branches))
-        self.comparison = BranchComparison(len(pl_module.class_names), branches).to(pl_module.device)
+        self.comparison, self.near = (
+            BranchComparison(len(pl_module.class_names), branches).to(pl_module.device) for _ in range(2)
+        )
         self.images: list[dict[str, Any]] = []
 
     def on_test_batch_end(
@@ -47,6 +54,7 @@ class OutputComparison(pl.Callback):
         first, *others = self.comparison.branches
         if others:
             self.comparison.update(outputs, batch["mask"])
+            self.near.update(outputs, batch["mask"].where(near_outlines(batch["mask"]), VOID))
         for i, name in enumerate(batch["name"]):
             labels = {output: batched[i : i + 1] for output, batched in outputs.items()}
             scores = evaluate(labels, batch["mask"][i : i + 1], pl_module.class_names)
@@ -66,7 +74,12 @@ class OutputComparison(pl.Callback):
         self.images = sorted((row for rows in gathered for row in rows), key=lambda row: row["image"])
         self.images.sort(key=lambda row: row.get("disagreement", 0), reverse=True)
         if self.comparison.update_called:
-            self.right, self.disagreeing = self.comparison.compute()
+            self.counts = self.comparison.compute(), self.near.compute()
+        assert isinstance(pl_module, CooperativeSegmentation)
+        metrics = cast(dict[str, Calibration], pl_module.calibration)
+        self.calibration = {output: metric.compute() for output, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `images.csv` and, with several branches, `branches.json` and the table."""
@@ -78,8 +91,16 @@ class OutputComparison(pl.Callback):
             writer = csv.DictWriter(file, list(self.images[0]))
             writer.writeheader()
             writer.writerows(self.images)
+        protocol = trainer.datamodule.protocol(trainer.datamodule.dataset.test_split, pl_module.num_images)  # type: ignore
+        words = describe({**protocol, "inference": pl_module.inference.describe()})
+        write_json(folder / "calibration.json", calibration_record(self.calibration, words))
         branches = self.comparison.branches
         if len(branches) > 1:
-            record = branch_record(self.right.cpu(), self.disagreeing.cpu(), pl_module.class_names, branches)
+            record = branch_record(*self.counts, pl_module.class_names, branches)
             write_json(folder / "branches.json", record)
             Console().print(branch_table(record))
+            shares = branch_shares(branches)
+            rows = [[name, *(row[key] for key in shares)] for name, row in record.items()]
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_table("test/branches", ["class", *shares.values()], rows)

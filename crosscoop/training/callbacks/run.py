@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
@@ -21,16 +22,18 @@ from crosscoop.files import replacing, write_json
 from crosscoop.network.outputs import main_output
 from crosscoop.prediction.pictures import save_confusion
 from crosscoop.training.task import CooperativeSegmentation
+from crosscoop.version import __version__
 
 
 class RunFolder(pl.Callback):
     """Records of a run in `trainer.default_root_dir`.
 
-    These are `config.yaml` (the resolved configuration, also sent to every logger), `history.csv` (a row per
-    validation), `metrics.json` (the metrics of the last test or validation; after `fit`, of the best epoch), and the
-    table of metrics on the console. `test` and `validate` also write `confusion.json` and `confusion.png` (pixels by
-    true and predicted class), and their configuration as `test.yaml` or `validate.yaml`. Each checkpoint contains the
-    configuration, class names and colours, so that it can be used without any other file.
+    These are `config.yaml` (the resolved configuration, also sent to every logger, with the version of crosscoop),
+    `history.csv` (a row per validation), `metrics.json` (the metrics of the last test or validation; after `fit`, of
+    the best epoch), and the table of metrics on the console. `test` and `validate` also write `confusion.json` and
+    `confusion.png` (pixels by true and predicted class, also sent to Weights & Biases), and their configuration as
+    `test.yaml` or `validate.yaml`. Each checkpoint contains the configuration, class names and colours, so that it can
+    be used without any other file.
 
     Args:
         config: The command's configuration, as plain values.
@@ -50,7 +53,7 @@ class RunFolder(pl.Callback):
             self._folder(trainer).mkdir(parents=True, exist_ok=True)
             (self._folder(trainer) / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
             for logger in trainer.loggers:
-                logger.log_hyperparams(self.config)
+                logger.log_hyperparams({**self.config, "crosscoop": __version__})
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reset the epoch's losses and timer."""
@@ -127,6 +130,9 @@ class RunFolder(pl.Callback):
         scores = module.scores[output]
         title = f"{output}, {describe(record['protocol'])}"
         save_confusion(folder / "confusion.png", scores.counts.numpy(), scores.class_names, title)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"{stage}/confusion", [str(folder / "confusion.png")])
         Console().print(to_table(record))
         if module.cascade_record:
             print(describe_cascade(module.cascade_record))
