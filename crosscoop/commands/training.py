@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import class_from_function
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
@@ -37,6 +37,7 @@ from crosscoop.training.callbacks import (
     NonFinite,
     OutputComparison,
     PredictionImages,
+    Progress,
     Ranks,
     RunFolder,
     SkippedSamples,
@@ -177,6 +178,9 @@ class TrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
+        chosen = [name for name, _ in components(self.config[self.subcommand].trainer.callbacks)]
+        if "RichProgressBar" not in chosen:  # Lightning's default, where a user has not chosen it
+            trainer.callbacks = [Progress() if type(each) is RichProgressBar else each for each in trainer.callbacks]  # type: ignore[attr-defined]
         # LastCheckpoint comes last: its file records the states of the other checkpoint callbacks.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
         note_emulated_bfloat16(str(trainer.precision), trainer.strategy.root_device)

@@ -14,6 +14,7 @@ from crosscoop import cli
 from crosscoop.checkpoints.read import find_checkpoint
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import expanded
+from crosscoop.training.callbacks import Progress
 
 CPU = "--trainer.accelerator cpu"
 
@@ -293,3 +294,11 @@ def test_strings_of_a_configuration_are_expanded_as_a_shell_does(home):
     for wrong in ("$NOWHERE/runs", "data/$NOWHERE", "~nobody-of-that-name/runs"):
         with pytest.raises(CrosscoopError, match=r"NOWHERE|nobody"):
             expanded(wrong)
+
+
+def test_progress_tells_loss_miou_and_the_time_left(tmp_path, monkeypatch):
+    shown, original = [], Progress.get_metrics
+    monkeypatch.setattr(Progress, "get_metrics", lambda *given: shown.append(original(*given)) or shown[-1])
+    fit(tmp_path / "run", "--trainer.enable_progress_bar true --trainer.max_epochs 2")
+    assert list(shown[-1]) == ["train/loss", "val/miou", "left"] and shown[-1]["left"] == "0 s"
+    fit(tmp_path / "own", "--trainer.enable_progress_bar true --trainer.callbacks RichProgressBar")

@@ -5,6 +5,7 @@ from crosscoop.training.callbacks.comparison import OutputComparison
 from crosscoop.training.callbacks.freeze import FreezeBatchNorm
 from crosscoop.training.callbacks.nonfinite import NonFinite
 from crosscoop.training.callbacks.pictures import PredictionImages
+from crosscoop.training.callbacks.progress import Progress
 from crosscoop.training.callbacks.ranks import Ranks
 from crosscoop.training.callbacks.run import RunFolder
 from crosscoop.training.callbacks.skipped import SkippedSamples
@@ -18,6 +19,7 @@ __all__ = [
     "NonFinite",
     "OutputComparison",
     "PredictionImages",
+    "Progress",
     "Ranks",
     "RunFolder",
     "SkippedSamples",
