@@ -46,6 +46,13 @@ class About:
     upsampled: bool = True
     input: str = "image (N, 3, H, W): RGB in [0, 1], float32, any size; normalised inside the network"
 
+    @property
+    def backbones(self) -> list[str]:
+        """The name of each branch's backbone; `a + b` where it sums several."""
+        branches = self.network["branches"]
+        names = [branch if isinstance(branch, str) else branch["backbone"] for branch in branches]
+        return [name if isinstance(name, str) else " + ".join(name) for name in names]
+
     def to_strings(self) -> dict[str, str]:
         """Return each field as JSON."""
         return {key: json.dumps(value) for key, value in asdict(self).items()}
