@@ -1,6 +1,8 @@
 """`crosscoop demo`: a local page to play with trained networks."""
 
+import errno
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -23,6 +25,9 @@ from crosscoop.prediction.play import Loaded, Scene, introduce, open_networks, p
 
 MAX_FILE = 32 * 2**20
 """Maximum size of an uploaded file in bytes."""
+
+PORTS = range(7860, 7960)
+"""The ports among which a free one is chosen."""
 
 SAMPLES = 12
 """Number of images of the run's data to choose from."""
@@ -70,7 +75,7 @@ def demo(
         networks: Runs' folders (their best.ckpt is used), checkpoints, .onnx or .safetensors files from crosscoop
             export, or hf-hub:USER/NAME from crosscoop push; all with the same classes.
         host: The address to listen on; with 0.0.0.0, every computer that can reach this one can use the page.
-        port: The port to listen on; by default the first free one from 7860 on.
+        port: The port to listen on; by default the first free one from 7860.
         data__dataset__root: The folder of the first run's data, if it has been moved since.
         own_size: Predict each image at its original size, even if a network was trained on resized images.
         fast: Fold batch norms and, on processors with native support, compute in bfloat16, see crosscoop predict.
@@ -84,6 +89,7 @@ def demo(
         raise CrosscoopError(
             "demo needs Gradio, which is not installed. Install it with pip install 'crosscoop[demo]'."
         )
+    port = free_port(host, port)
     with signals_raised(), TemporaryDirectory(prefix="crosscoop-demo-") as folder:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # read when Gradio is imported
         loaded = open_networks(networks, inference, device, own_size, fast)
@@ -211,34 +217,50 @@ def thumbnail(sample: Sample) -> Image.Image:
     return image
 
 
-def serve(page: Any, host: str, port: int | None) -> str:
+def serve(page: Any, host: str, port: int) -> str:
     """Serve the page from a thread, and return its address.
 
     Args:
         page: The page.
         host: The address to listen on.
-        port: The port to listen on; None chooses a free one.
-
-    Raises:
-        CrosscoopError: The port is in use, or the address is not one of this computer's.
+        port: The port to listen on.
     """
     import gradio
 
     for name in ("NO_PROXY", "no_proxy"):  # Gradio requests its own address once, which no proxy can reach
         os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), host, "localhost"])
     theme = gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    try:
-        _, address, _ = page.launch(
-            server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
-            max_file_size=MAX_FILE, state_session_capacity=8, app_kwargs={"middleware": [(Policy, (), {})]},
-            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-            css=LAYOUT, theme=theme,
-        )  # fmt: skip
-    except OSError as error:
-        raise CrosscoopError(
-            f"got --host {host} and --port {port}, expected a free port of this computer ({error})."
-        ) from error
+    _, address, _ = page.launch(
+        server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
+        max_file_size=MAX_FILE, state_session_capacity=8, app_kwargs={"middleware": [(Policy, (), {})]},
+        footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
+        css=LAYOUT, theme=theme,
+    )  # fmt: skip
     return str(address)
+
+
+def free_port(host: str, port: int | None) -> int:
+    """Return a port on which nothing listens yet.
+
+    Args:
+        host: The address to listen on.
+        port: The wanted port; None looks for one from `PORTS`.
+
+    Raises:
+        CrosscoopError: The port is in use or does not exist, or the address is not one of this computer's.
+    """
+    for number in PORTS if port is None else [port]:
+        try:
+            socket.create_server((host, number)).close()
+            return number
+        except (OSError, OverflowError) as error:
+            reason = error
+            if getattr(error, "errno", None) != errno.EADDRINUSE:
+                break
+    raise CrosscoopError(
+        f"got --host {host} and --port {port or f'from {PORTS.start}'} ({reason}), expected an address of this "
+        "computer and a free port. Choose another port, or leave out both."
+    )
 
 
 class Policy:

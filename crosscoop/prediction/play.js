@@ -93,9 +93,10 @@ const draw = async () => {
     addOpacity(tools);
     addLegend(tools, classes, paint);
   }
+  const scene = make(content, "div", { className: "rows" });
   const rows = make(content, "div", { className: "rows" });
   for (const row of shown.scene ? [shown.scene, ...shown.rows] : shown.rows) {
-    const section = make(rows, "section", { className: row === shown.scene ? "scene" : "" });
+    const section = make(row === shown.scene ? scene : rows, "section");
     const head = make(section, "div");
     make(head, "h3", { textContent: row.title });
     make(head, "p", { className: "quiet", textContent: row.facts.join(" · ") });
@@ -110,8 +111,8 @@ const draw = async () => {
       const canvas = make(picture, "canvas", { width, height });
       make(picture, "i", { className: "cross" });
       const below = make(figure, "div", { className: "below" });
+      make(below, "div", { className: "quiet", textContent: note });
       const under = make(below, "output", { className: "under" });
-      make(below, "span", { className: "quiet", textContent: note });
 
       const key = `${row.title} ${title}`;
       figure.classList.toggle("wide", enlarged.has(key));

@@ -3,8 +3,8 @@
 import json
 import os
 import re
-import shlex
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from crosscoop.checkpoints.about import About
-from crosscoop.commands.demo import demo, samples_of
+from crosscoop.commands.demo import PORTS, demo, free_port, samples_of
 from crosscoop.data.dataset import VOID
 from crosscoop.errors import CrosscoopError
 from crosscoop.export.formats import write_safetensors
@@ -219,3 +219,147 @@ def test_without_gradio(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(CrosscoopError, match=re.escape("pip install 'crosscoop[demo]'")):
         demo(["nowhere"])
+
+
+def test_a_free_port_is_chosen():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CrosscoopError, match=rf"got --host 127\.0\.0\.1 and --port {port} \(.*in use"):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port and free_port("127.0.0.1", None) in PORTS
+    for host, number in (("127.0.0.1", 99999), ("192.0.2.1", None)):
+        with pytest.raises(CrosscoopError, match=f"got --host {host} and --port"):
+            free_port(host, number)
+
+
+# In a real browser.
+
+LAUNCH = """
+import sys
+from crosscoop.cli import main
+
+def audit(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        place = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
+        host = place[0] if isinstance(place, tuple) else place
+        if host not in (None, "127.0.0.1", "localhost"):
+            print("LEFT", event, arguments, file=sys.stderr)
+
+sys.addaudithook(audit)
+main(sys.argv[1:])
+"""
+"""Runs a command and reports connections to elsewhere."""
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a page with two runs, and their folder. Nothing is left once Ctrl-C has ended the command."""
+    pytest.importorskip("gradio")
+    tiny.fit(tmp_path / "first")
+    tiny.fit(tmp_path / "second", "--network.strategy none")
+    for name in ("temporary", "matplotlib", "files"):
+        (tmp_path / name).mkdir()
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    folders = {"TMPDIR": "temporary", "MPLCONFIGDIR": "matplotlib", "HOME": "home"}
+    environment = os.environ | proxies | {name: str(tmp_path / folder) for name, folder in folders.items()}
+    before = {*tmp_path.iterdir(), tmp_path / "errors.txt"}
+    with (tmp_path / "errors.txt").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, "demo", "first", "second", "--device", "cpu"],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+    try:
+        yield process.stdout.readline().split()[0], tmp_path
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    assert code == 0 and "LEFT" not in (tmp_path / "errors.txt").read_text()
+    assert list((tmp_path / "temporary").iterdir()) == [] and set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_click_through(browser, served):
+    waiting = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait(browser, 120, 0.3)
+    address, folder = served
+    network = open_networks([str(folder / "first")], device="cpu")[0]
+    file = Image.fromarray(np.kron(tiny.STREETS.samples("val")[0].image(), np.ones((5, 5, 1), np.uint8)))
+    file.save(folder / "files/photo.png")
+    (folder / "files/broken.jpg").write_bytes(b"no image")
+
+    def ask(script, *arguments):
+        return browser.execute_script(f"return {script}", *arguments)
+
+    def texts(selector):
+        return ask(f"[...document.querySelectorAll('.play {selector}')].map((each) => each.textContent)")
+
+    def wait_for(selector, text):
+        waiting.until(lambda _: text in texts(selector))
+
+    def click(selector):
+        ask("document.querySelector(arguments[0]).click()", selector)
+
+    def colors(number):
+        """The RGBA of a picture's labels."""
+        script = "(() => { const canvas = document.querySelectorAll('.play canvas')[arguments[0]]; return [...canvas"
+        script += ".getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]; })()"
+        return np.array(ask(script.replace("arguments[0]", str(number)), number), np.uint8).reshape(160, 320, 4)
+
+    def upload(name):
+        browser.find_element("css selector", "input[type=file]").send_keys(str(folder / "files" / name))
+
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    browser.get(address)
+    wait_for("h3", "second")
+    assert texts("h3") == ["first", "second"]
+
+    upload("photo.png")
+    wait_for("h3", "photo.png")
+    outputs = ["top (test_resnet)", "bottom (test_byobnet)", "ensemble", "disagreement"]
+    assert texts("figcaption") == ["image", *outputs, *outputs, "difference from first"]
+    prediction = network.predictor(np.asarray(file))
+    expected = np.array(network.about.palette, np.uint8)[prediction.labels]
+    assert np.array_equal(colors(3)[..., :3], expected) and (colors(3)[..., 3] == 255).all()
+
+    picture = browser.find_elements("css selector", ".play .picture")[1]
+    box = ask("arguments[0].getBoundingClientRect().toJSON()", picture)
+    ask("arguments[0].dispatchEvent(new PointerEvent('pointermove', {clientX: arguments[1], clientY: arguments[2]}))",
+        picture, box["x"] + 0.25 * box["width"] + 0.1, box["y"] + 0.75 * box["height"] + 0.1)  # fmt: skip
+    under = [
+        network.about.class_names[prediction.branch_labels[name][120, 80]] for name in ("top", "bottom", "ensemble")
+    ]
+    assert texts(".under")[1:4] == under
+    assert texts(".under")[4] == ("they differ" if prediction.disagreement[120, 80] else "they agree")
+
+    ask("(arguments[0].value = 30, arguments[0].dispatchEvent(new Event('input')))",
+        browser.find_element("css selector", ".play input[type=range]"))  # fmt: skip
+    assert ask("getComputedStyle(document.querySelector('.play canvas')).opacity") == "0.3"
+    click(".play .legend button")
+    name = texts(".legend [aria-pressed=true]")
+    assert np.array_equal(colors(3)[..., 3] > 0, prediction.labels == network.about.class_names.index(name[0]))
+    click(".play .legend button")
+    assert (colors(3)[..., 3] == 255).all()
+
+    browser.find_elements("css selector", "input[type=checkbox]")[1].click()
+    wait_for("figcaption", "change of the ensemble")
+    switched = network.connected_at(["connection1", "connection2", "decoder"])(np.asarray(file))
+    assert np.array_equal(colors(3)[..., :3], np.array(network.about.palette, np.uint8)[switched.labels])
+    assert texts(".note")[0].startswith("Switched off: aspp.")
+    browser.find_elements("css selector", "input[type=checkbox]")[1].click()
+    waiting.until(lambda _: "change of the ensemble" not in texts("figcaption"))
+
+    upload("broken.jpg")
+    waiting.until(lambda _: texts(".error"))
+    assert texts(".error")[0].startswith("broken.jpg: got 8 bytes that cannot be decoded") and texts("h3") == []
+    click(".samples .thumbnail-item")
+    wait_for("figcaption", "ground truth")
+    assert texts("h3")[0] == tiny.STREETS.samples("test")[0].name and texts(".error") == []
+
+    for width in (320, 390, 1280):
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        assert ask("document.documentElement.scrollWidth") <= width
+    loaded = ask("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert [url for url in loaded if not url.startswith((address, "data:", "blob:"))] == []
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
