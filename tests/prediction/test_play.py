@@ -240,15 +240,14 @@ from crosscoop.cli import main
 
 def audit(event, arguments):
     if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
-        place = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
-        host = place[0] if isinstance(place, tuple) else place
-        if host not in (None, "127.0.0.1", "localhost"):
+        host, port, *_ = arguments if event == "socket.getaddrinfo" else arguments[1]
+        if host not in (None, "127.0.0.1", "localhost") or port == 9:
             print("LEFT", event, arguments, file=sys.stderr)
 
 sys.addaudithook(audit)
 main(sys.argv[1:])
 """
-"""Runs a command and reports connections to elsewhere."""
+"""Runs a command and reports connections to elsewhere, or to the proxy at port 9."""
 
 
 @pytest.fixture
