@@ -33,6 +33,7 @@ SAMPLES = 12
 """Number of images of the run's data to choose from."""
 
 LAYOUT = """
+.gradio-container { overflow: clip !important }
 .shown { overflow: visible !important }
 .samples .grid-wrap { min-height: 0; padding-top: 2rem }
 .samples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) }
@@ -41,7 +42,7 @@ LAYOUT = """
   .samples .grid-container { grid: auto / auto-flow 28%; overflow-x: auto }
 }
 """
-"""Corrections of Gradio's layout of the samples: all of them are visible, below the label."""
+"""Corrections of Gradio's layout: the legend stays in view, and all samples are visible, below their label."""
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
