@@ -164,10 +164,8 @@ class Scene:
             start = perf_counter()
             prediction = predictor(self.image)
             seconds = perf_counter() - start
-            self.predictions[key] = (
-                replace(prediction, logits=torch.empty(0)),
-                seconds,
-            )  # labels suffice; logits are large
+            # Only its labels are shown; the logits are large.
+            self.predictions[key] = replace(prediction, logits=torch.empty(0)), seconds
         return self.predictions[key]
 
 
@@ -222,35 +220,17 @@ def play(networks: Sequence[Loaded], scene: Scene, connected: Sequence[Sequence[
         CrosscoopError: The image does not fit into memory.
     """
     height, width = scene.image.shape[:2]
-    size = shown_size(height, width)
-    facts = [f"{height} x {width} pixels (height x width)"] + [f"shown at {size[1]} x {size[0]}"] * (
-        size != (width, height)
-    )
-    about = networks[0].about
-    seen: list[Array] = [] if scene.truth is None else [scene.truth]
-    panels = [panel("image", "")] + [panel("ground truth", "", scene.truth, size)] * (scene.truth is not None)
-    above, rows = row(scene.name, facts, scene.notes, panels), []
-    for index, (network, points) in enumerate(zip(networks, connected, strict=True)):
-        prediction, seconds = scene.predict(networks, index, points)
-        silent = [point for point in network.points if point not in points]
-        before = scene.predict(networks, index, network.points)[0] if silent else None
-        panels = [
-            panel(network.title(output), note_of(output, prediction, scene.truth, before), labels, size)
-            for output, labels in prediction.branch_labels.items()
-        ]
-        seen += prediction.branch_labels.values()
-        if len(branches_of(prediction.branch_labels)) > 1:
-            panels.append(marked("disagreement", ("they agree", "they differ"), prediction.disagreement, size))
-        if before:
-            panels.append(
-                marked("change of the ensemble", ("unchanged", "changed"), prediction.labels != before.labels, size)
-            )
-        if index:
-            where = prediction.labels != scene.predict(networks, 0, connected[0])[0].labels
-            panels.append(marked(f"difference from {networks[0].name}", ("the same", "different"), where, size))
-        facts = [*network.describe(), f"predicted in {duration(seconds)}"]
-        rows.append(row(network.name, facts, switched(network, silent), panels))
-    present = set(np.unique(np.concatenate([labels.ravel() for labels in seen])).tolist())
+    size, about = shown_size(height, width), networks[0].about
+    facts = [f"{height} x {width} pixels (height x width)"]
+    if size != (width, height):
+        facts.append(f"shown at {size[1]} x {size[0]}")
+    panels = [panel("image", "")]
+    if scene.truth is not None:
+        panels.append(panel("ground truth", "", scene.truth, size))
+    rows = [outputs(networks, index, scene, connected, size) for index in range(len(networks))]
+    predictions = [scene.predict(networks, *each)[0] for each in enumerate(connected)]
+    seen = [labels for prediction in predictions for labels in prediction.branch_labels.values()]
+    present = {index for labels in (*seen, scene.truth) if labels is not None for index in np.unique(labels).tolist()}
     classes = [*enumerate(zip(about.class_names, about.palette, strict=True)), (VOID, ("void", VOID_COLOR))]
     return {
         "image": encoded(scene.image, size),
@@ -261,9 +241,41 @@ def play(networks: Sequence[Loaded], scene: Scene, connected: Sequence[Sequence[
             if index in present
         ],
         "mark": RED,
-        "scene": above,
+        "scene": row(scene.name, facts, scene.notes, panels),
         "rows": rows,
     }
+
+
+def outputs(
+    networks: Sequence[Loaded], index: int, scene: Scene, connected: Sequence[Sequence[str]], size: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the row of a network: its outputs, where its branches disagree, and what differs from other settings.
+
+    Args:
+        networks: The networks.
+        index: The network's index.
+        scene: The image.
+        connected: See `play`.
+        size: Width and height of the pictures.
+    """
+    network = networks[index]
+    prediction, seconds = scene.predict(networks, index, connected[index])
+    silent = [point for point in network.points if point not in connected[index]]
+    before = scene.predict(networks, index, network.points)[0] if silent else None
+    panels = [
+        panel(network.title(output), note_of(output, prediction, scene.truth, before), labels, size)
+        for output, labels in prediction.branch_labels.items()
+    ]
+    if len(branches_of(prediction.branch_labels)) > 1:
+        panels.append(marked("disagreement", ("they agree", "they differ"), prediction.disagreement, size))
+    if before:
+        where = prediction.labels != before.labels
+        panels.append(marked("change of the ensemble", ("unchanged", "changed"), where, size))
+    if index:
+        where = prediction.labels != scene.predict(networks, 0, connected[0])[0].labels
+        panels.append(marked(f"difference from {networks[0].name}", ("the same", "different"), where, size))
+    facts = [*network.describe(), f"predicted in {duration(seconds)}"]
+    return row(network.name, facts, switched(network, silent), panels)
 
 
 def introduce(networks: Sequence[Loaded]) -> dict[str, Any]:
