@@ -9,7 +9,7 @@ from typing import Any
 from crosscoop.data.dataset import Color
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
-from crosscoop.network.outputs import output_names
+from crosscoop.network.outputs import backbone_names, output_names
 
 START = ("pretrained", "weights")
 """Options of a network that only say with which weights its training started."""
@@ -47,11 +47,9 @@ class About:
     input: str = "image (N, 3, H, W): RGB in [0, 1], float32, any size; normalised inside the network"
 
     @property
-    def backbones(self) -> list[str]:
-        """The name of each branch's backbone; `a + b` where it sums several."""
-        branches = self.network["branches"]
-        names = [branch if isinstance(branch, str) else branch["backbone"] for branch in branches]
-        return [name if isinstance(name, str) else " + ".join(name) for name in names]
+    def backbones(self) -> dict[str, str]:
+        """The backbone of each branch by the branch's name; `a + b` if it sums several."""
+        return backbone_names(self.network["branches"])
 
     def to_strings(self) -> dict[str, str]:
         """Return each field as JSON."""

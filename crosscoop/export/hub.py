@@ -117,9 +117,9 @@ def card_fields(about: About, repo: str, licence: str | None) -> dict[str, str]:
         raise CrosscoopError(f"data_licence: got none for {about.dataset}, expected the licence of the training data.")
     options = about.network
     return {
-        "title": f"{' + '.join(about.backbones)} on {about.dataset}",
+        "title": f"{' + '.join(about.backbones.values())} on {about.dataset}",
         "repo": repo,
-        "branches": ", ".join(about.backbones),
+        "branches": ", ".join(about.backbones.values()),
         "strategy": f"{options.get('strategy', 'cross_c1_c2')}, {options.get('fusion', 'add')}",
         "dataset": about.dataset,
         "licence": licence,

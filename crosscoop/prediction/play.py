@@ -29,7 +29,7 @@ from crosscoop.export.onnx import OnnxNetwork
 from crosscoop.export.read import read_network
 from crosscoop.files import duration, shorten
 from crosscoop.network.cooperative import CooperativeNetwork
-from crosscoop.network.outputs import branch_names, branches_of
+from crosscoop.network.outputs import branches_of
 from crosscoop.prediction.pictures import BACKGROUND, RED
 from crosscoop.prediction.predictor import Prediction, Predictor
 
@@ -82,8 +82,8 @@ class Loaded:
 
     def title(self, output: str) -> str:
         """Return the name of an output, with its backbone if it is a branch: `top (resnet101)`."""
-        backbones = dict(zip(branch_names(len(self.about.backbones)), self.about.backbones, strict=True))
-        return f"{output} ({backbones[output]})" if output in backbones else output
+        backbone = self.about.backbones.get(output)
+        return f"{output} ({backbone})" if backbone else output
 
     def describe(self) -> list[str]:
         """Describe what was loaded, and how it predicts: one entry per fact."""
