@@ -22,6 +22,7 @@ COMMANDS = {
     "check-data": ("crosscoop.commands.check_data:check_data", "Check every file of every split of a data set."),
     "show-data": ("crosscoop.commands.show_data:show_data", "Draw augmented samples and the balance of the classes."),
     "report": ("crosscoop.commands.report:report", "Summarise one run, or compare several, in one HTML page."),
+    "demo": ("crosscoop.commands.demo:demo", "Open a local page on which to try networks on images."),
     "ablate": ("crosscoop.commands.ablate:ablate", "Train and test every cell of a grid, and write its tables."),
     "prepare-data": ("crosscoop.commands.prepare_data:prepare_data", "Decode a data set once, for faster training."),
     "prepare-trainaug": (

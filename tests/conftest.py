@@ -6,6 +6,7 @@ Imports that take long wait for the tests: xdist's first process, which runs non
 import gc
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
     from crosscoop.network import CooperativeNetwork
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and elsewhere: another number rounds differently
@@ -53,6 +56,23 @@ def device(request: pytest.FixtureRequest) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU that torch can use; --device cpu rehearses")
     return device
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Chrome]":
+    """A headless Chromium; what its console shows is in its log."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no chromium, or no chromedriver")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield browser
+    browser.quit()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -84,7 +84,7 @@ def drive(engine: Engine, queue: Queue, view: View) -> None:
         SystemExit: SIGTERM, SIGHUP or SIGUSR1.
     """
     running: dict[str, Cell] = {}
-    with _signals_raised(), view:
+    with signals_raised(), view:
         while True:
             while len(running) < engine.room() and (cell := queue.take()):
                 running[cell.label] = cell
@@ -152,7 +152,7 @@ class Embedded:
 
 
 @contextmanager
-def _signals_raised() -> Iterator[None]:
+def signals_raised() -> Iterator[None]:
     """Raise SystemExit on signals that ask this process to stop, unless they are ignored, as SIGHUP under nohup."""
     previous = {number: signal.getsignal(number) for number in STOPS if signal.getsignal(number) != signal.SIG_IGN}
     for number in previous:

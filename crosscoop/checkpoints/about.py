@@ -9,7 +9,7 @@ from typing import Any
 from crosscoop.data.dataset import Color
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
-from crosscoop.network.outputs import output_names
+from crosscoop.network.outputs import backbone_names, output_names
 
 START = ("pretrained", "weights")
 """Options of a network that only say with which weights its training started."""
@@ -45,6 +45,11 @@ class About:
     figures: dict[str, Any] | None
     upsampled: bool = True
     input: str = "image (N, 3, H, W): RGB in [0, 1], float32, any size; normalised inside the network"
+
+    @property
+    def backbones(self) -> dict[str, str]:
+        """The backbone of each branch by the branch's name; `a + b` if it sums several."""
+        return backbone_names(self.network["branches"])
 
     def to_strings(self) -> dict[str, str]:
         """Return each field as JSON."""

@@ -116,12 +116,10 @@ def card_fields(about: About, repo: str, licence: str | None) -> dict[str, str]:
     if licence is None:
         raise CrosscoopError(f"data_licence: got none for {about.dataset}, expected the licence of the training data.")
     options = about.network
-    backbones = [branch if isinstance(branch, str) else branch["backbone"] for branch in options["branches"]]
-    branches = [name if isinstance(name, str) else " + ".join(name) for name in backbones]
     return {
-        "title": f"{' + '.join(branches)} on {about.dataset}",
+        "title": f"{' + '.join(about.backbones.values())} on {about.dataset}",
         "repo": repo,
-        "branches": ", ".join(branches),
+        "branches": ", ".join(about.backbones.values()),
         "strategy": f"{options.get('strategy', 'cross_c1_c2')}, {options.get('fusion', 'add')}",
         "dataset": about.dataset,
         "licence": licence,

@@ -1,6 +1,7 @@
 """The cooperative network: branches that advance in lockstep, with exchanges between the steps (figure 4)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -162,6 +163,18 @@ class CooperativeNetwork(nn.Module):
             branch: The branch's index.
         """
         return CooperativeNetwork([self.branches[branch]], Strategy()).train(self.training)
+
+    def connected_at(self, points: Collection[str]) -> "CooperativeNetwork":
+        """Return a network that shares this one's weights, and is connected at some of its points only.
+
+        Args:
+            points: Names of the points that remain connected.
+        """
+        network = copy(self)
+        network._modules = dict(self._modules)
+        kept = {name: exchange for name, exchange in self.exchanges.items() if name in points}
+        network.exchanges = nn.ModuleDict(kept)  # type: ignore[assignment]
+        return network
 
     def learns_alone(self, branch: int) -> bool:
         """Return whether a branch is trained to do without connections, at least in some of the steps.

@@ -1,6 +1,7 @@
 """The outputs of a network by name: the branches and their ensemble."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +19,17 @@ def branch_names(num_branches: int) -> list[str]:
     """Return the names of a number of branches: network; top and bottom; or branch0, branch1, ..."""
     few = {1: ["network"], 2: ["top", "bottom"]}
     return few.get(num_branches) or [f"branch{i}" for i in range(num_branches)]
+
+
+def backbone_names(branches: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
+    """Return the backbone of each branch by the branch's name; `a + b` if it sums several.
+
+    Args:
+        branches: The branches as `create_network` receives them.
+    """
+    given = [branch if isinstance(branch, str) else branch.get("backbone") for branch in branches]
+    words = [" + ".join(map(str, each)) if isinstance(each, list) else str(each) for each in given]
+    return dict(zip(branch_names(len(words)), words, strict=True))
 
 
 def output_names(num_branches: int) -> list[str]:

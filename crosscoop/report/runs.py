@@ -15,7 +15,7 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import ALL, branch_shares, compared_branches, describe
 from crosscoop.files import load_yaml
-from crosscoop.network.outputs import branch_names, branches_of, main_output
+from crosscoop.network.outputs import backbone_names, branches_of, main_output
 
 Settings = dict[str, Any]
 """A configuration as `fit` or `test` wrote it."""
@@ -59,10 +59,7 @@ class Run:
     @property
     def backbones(self) -> dict[str, str]:
         """The backbone of each branch by the branch's name; empty if unknown."""
-        branches = (self.config.get("network") or {}).get("branches") or []
-        given = [branch.get("backbone") if isinstance(branch, dict) else branch for branch in branches]
-        words = [" + ".join(map(str, each)) if isinstance(each, list) else str(each) for each in given]
-        return dict(zip(branch_names(len(words)), words, strict=True)) if words else {}
+        return backbone_names((self.config.get("network") or {}).get("branches") or [])
 
     @property
     def protocol(self) -> str:

@@ -384,7 +384,7 @@ BASES = {
 
 @fuzz(12)
 @given(
-    st.sampled_from([name for name in COMMANDS if name not in ("fit", "push")]),
+    st.sampled_from([name for name in COMMANDS if name not in ("fit", "push", "demo")]),
     st.booleans(),
     st.lists(st.tuples(st.sampled_from(FLAGS), st.none() | st.sampled_from(WORDS)), max_size=4),
 )
