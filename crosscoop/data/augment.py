@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crosscoop.data.dataset import VOID, Array
+from crosscoop.data.images import PngRows
 from crosscoop.data.transforms import Transforms, albumentations
 
 
@@ -25,6 +26,9 @@ class Augmentation:
         strong: Whether `strengthen` distorts colours.
         cutmix: Probability with which `box` draws a box.
         transforms: Applied to the crops; or, if they take whole images, instead of scaling, cropping and flipping.
+
+    Attributes:
+        crops: Whether only a window of each sample is used, because transforms do not take whole images.
     """
 
     def __init__(
@@ -39,15 +43,18 @@ class Augmentation:
     ) -> None:
         self.crop_size, self.scale, self.flip = crop_size, scale, flip
         self.strong, self.cutmix, self.transforms = strong, cutmix, transforms
+        self.crops = not (transforms and transforms.whole)
         self.jitter = color_jitter() if photometric else None
         self.distortion = strong_distortion() if strong else None
 
-    def __call__(self, image: Array, mask: Array, seed: Sequence[int], focus: int | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, image: Array | PngRows, mask: Array | PngRows, seed: Sequence[int], focus: int | None = None
+    ) -> tuple[Array, Array]:
         """Augment one sample.
 
         Args:
-            image: `(H, W, 3)`; may be memory-mapped.
-            mask: `(H, W)`.
+            image: `(H, W, 3)`; may be memory-mapped or, if `crops`, not decoded yet.
+            mask: `(H, W)`, likewise.
             seed: Integers that alone determine the draw, independently of worker and rank.
             focus: A class of which the crop contains a random pixel, if the mask does; None for any crop.
 
@@ -55,22 +62,25 @@ class Augmentation:
             Image and mask in the crop's size.
         """
         random = np.random.default_rng(seed)
-        if not (self.transforms and self.transforms.whole):
-            image, mask = self._crop(image, mask, random, focus)
+        crop, labels = self._crop(image, mask, random, focus) if self.crops else (np.asarray(image), np.asarray(mask))
         if self.jitter is not None:
             self.jitter.set_random_seed(int(random.integers(2**32)))
-            image = self.jitter(image=np.ascontiguousarray(image))["image"]
-        return self.transforms(image, mask, seed) if self.transforms else (image, mask)
+            crop = self.jitter(image=np.ascontiguousarray(crop))["image"]
+        return self.transforms(crop, labels, seed) if self.transforms else (crop, labels)
 
-    def _crop(self, image: Array, mask: Array, random: np.random.Generator, focus: int | None) -> tuple[Array, Array]:
+    def _crop(
+        self, image: Array | PngRows, mask: Array | PngRows, random: np.random.Generator, focus: int | None
+    ) -> tuple[Array, Array]:
         """Scale, crop and flip a sample."""
         import cv2  # slow to import, and not needed for the command line's help
 
         size = self.crop_size
         side = max(round(size / random.uniform(self.scale[0], self.scale[1])), 1)
         pixel: Sequence[int | None] = (None, None)
-        if focus is not None and len(found := np.flatnonzero(mask == focus)):
-            pixel = divmod(int(random.choice(found)), mask.shape[1])
+        if focus is not None:
+            mask = np.asarray(mask)
+            if len(found := np.flatnonzero(mask == focus)):
+                pixel = divmod(int(random.choice(found)), mask.shape[1])
         spans = [_window(length, side, size, random, place) for length, place in zip(mask.shape, pixel, strict=True)]
         source, target = (tuple(slices) for slices in zip(*spans, strict=True))
         crop, labels = np.zeros((size, size, 3), np.uint8), np.full((size, size), VOID, np.uint8)
@@ -78,9 +88,9 @@ class Augmentation:
             (image, crop[target], cv2.INTER_LINEAR),
             (mask, labels[target], cv2.INTER_NEAREST_EXACT),
         ):
-            part[...] = cv2.resize(whole[source], part.shape[1::-1], interpolation=interpolation)
+            cv2.resize(whole[source], part.shape[1::-1], dst=part, interpolation=interpolation)
         if self.flip and random.random() < 0.5:
-            crop, labels = crop[:, ::-1], labels[:, ::-1]
+            crop, labels = cv2.flip(crop, 1), cv2.flip(labels, 1)  # not views, which later steps would read slowly
         return crop, labels
 
     def strengthen(self, crop: Array, seed: Sequence[int]) -> Array:

@@ -1,12 +1,19 @@
 """Reading and writing of image and mask files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color, Legend
 from crosscoop.errors import CrosscoopError
@@ -18,24 +25,118 @@ LOSSY = ("JPEG", "MPO")
 ORIENTATION = 0x0112
 """The EXIF tag of the orientation."""
 
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+"""How a PNG file begins: with its signature and the head of its first chunk, which contains width and height."""
+
+PECULIAR = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp", b"acTL")
+"""What a PNG file contains that may state an orientation, also after the pixels, or has more than one image."""
+
 UNKNOWN = 254
 """The entry of a lookup table for unknown values, which `read_mask` rejects; it limits a data set to 254 classes."""
 
 
-def read_image(path: Path) -> Array:
+@dataclass(frozen=True, slots=True)
+class PngRows:
+    """The pixels of a PNG file, decoded when they are indexed, and only down to the last row that is required.
+
+    Attributes:
+        content: The file's bytes.
+        read: Decodes such bytes.
+        shape: The shape of the decoded array.
+    """
+
+    content: bytes
+    read: Callable[[bytes], Array]
+    shape: tuple[int, ...]
+
+    def __getitem__(self, window: tuple[slice, slice]) -> Array:
+        """Return rows and columns; the end of the rows must be given."""
+        header = self.content[12:20] + int(window[0].stop).to_bytes(4, "big") + self.content[24:29]
+        return self.read(self.content[:12] + header + crc32(header).to_bytes(4, "big") + self.content[33:])[window]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Return all pixels, for `np.asarray`."""
+        return self.read(self.content)
+
+
+def png_rows(path: Path, read: Callable[[bytes | None], Array], *channels: int) -> Array | PngRows:
+    """Return what is read from a file, as `PngRows` if its pixels can be decoded from the top.
+
+    Args:
+        path: The file.
+        read: Decodes the file's bytes, and reports if there is no file.
+        *channels: What the array's shape has in addition to height and width.
+
+    Raises:
+        CrosscoopError: `read` rejects the file.
+    """
+    content = None
+    with suppress(OSError):  # which `read` reports
+        content = path.read_bytes()
+    if content is None or content[28:29] != b"\0" or not _is_plain_png(content):  # interlaced
+        return read(content)
+    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+    return PngRows(content, read, (height, width, *channels))
+
+
+def read_image(path: Path, content: bytes | None = None) -> Array:
     """Read an image as `(H, W, 3)` uint8 RGB.
 
     Grey, palette and CMYK images are converted, transparency is dropped, 16 bits are reduced to their high byte, and
-    the EXIF orientation is applied. PIL is used because OpenCV returns a truncated PNG as if it were complete.
+    the EXIF orientation is applied.
 
     Args:
         path: Any file that PIL can read.
+        content: The file's bytes, if they have already been read.
 
     Raises:
         CrosscoopError: The file is missing, empty, damaged, or deeper than 16 bits.
     """
-    with open_image(path) as image:
-        return to_rgb(_load(image, path), str(path))
+    with open_image(path, content) as image:
+        pixels = _decode_fast(image, path, content)
+        return to_rgb(_load(image, path), str(path)) if pixels is None else pixels
+
+
+def _decode_fast(image: ImageFile.ImageFile, path: Path, content: bytes | None) -> Array | None:
+    """Return the pixels of an upright RGB image by a faster decoder than PIL, or None if PIL has to decode it.
+
+    The pixels are the same. What the decoder rejects, such as a truncated file, is left to PIL and its errors; OpenCV
+    would return it as if it were complete.
+    """
+    if image.mode == "RGB" and image.format in ("JPEG", "PNG") and orientation(image) == 1:
+        with suppress(Exception):
+            content = path.read_bytes() if content is None else content
+            if image.format == "JPEG":
+                import torch
+                from torchvision.io import decode_jpeg
+
+                channels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+                pixels: Array = channels.permute(1, 2, 0).numpy()
+                return pixels
+            if (load := _libspng()) and not is_deep(image) and _is_plain_png(content):
+                return load(content)[..., :3]  # without transparency
+    return None
+
+
+@cache
+def _libspng() -> Callable[[bytes], Array] | None:
+    """Return the decoder of pyspng, an optional dependency."""
+    return import_module("pyspng").load if find_spec("pyspng") else None
+
+
+def _is_plain_png(content: bytes) -> bool:
+    """Return whether a file is an undamaged PNG, upright and with one image."""
+    metadata, position, view = b"", 8, memoryview(content)
+    while content.startswith(PNG) and position < len(content):
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
+        kind = content[position + 4 : position + 8]
+        if crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            return False  # libspng would not notice, and PIL only in what it decodes
+        if kind == b"IEND":
+            return not any(word in metadata for word in PECULIAR)
+        metadata += content[position:end] if kind != b"IDAT" else b""
+        position = end
+    return False
 
 
 def to_rgb(image: Image.Image, name: str) -> Array:
@@ -57,14 +158,20 @@ def to_rgb(image: Image.Image, name: str) -> Array:
         image = Image.fromarray((values >> 8).astype(np.uint8))
     image.info.pop("transparency", None)  # it is dropped anyway; PIL would warn
     try:
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ValueError as error:  # a colour space that PIL cannot convert, such as LAB
         raise CrosscoopError(
             f"{name}: got mode {image.mode}, expected a colour or grey image. Save it as RGB."
         ) from error
 
 
-def read_mask(path: Path, num_classes: int, lookup: Array | None = None, legend: Legend | None = None) -> Array:
+def read_mask(
+    path: Path,
+    num_classes: int,
+    lookup: Array | None = None,
+    legend: Legend | None = None,
+    content: bytes | None = None,
+) -> Array:
     """Read a mask as `(H, W)` uint8 class indices.
 
     Classes are read from the values of grey files of 1 to 16 bits (including those stored as RGB with equal channels)
@@ -76,12 +183,13 @@ def read_mask(path: Path, num_classes: int, lookup: Array | None = None, legend:
         num_classes: The number of classes.
         lookup: 256 uint8 entries that map the file's values to class indices, see `lookup_table`.
         legend: The colours of the classes; without it, only values are read.
+        content: The file's bytes, if they have already been read.
 
     Raises:
         CrosscoopError: The file is missing, empty, damaged or lossy, contains a value or colour that is neither a
             class nor `VOID`, or contradicts the legend.
     """
-    with open_image(path) as opened:
+    with open_image(path, content) as opened:
         check_mask_mode(opened, path)
         largest, image = _largest(opened), _load(opened, path)
     if image.mode in ("LA", "RGBA") and image.getextrema()[-1] != (255, 255):
@@ -96,7 +204,7 @@ def read_mask(path: Path, num_classes: int, lookup: Array | None = None, legend:
     values = values.astype(np.uint8)
     if image.mode == "1" and lookup is not None and lookup[1] == UNKNOWN and lookup[VOID] < num_classes:
         values *= VOID  # white is 255 for mask_values [0, 255]
-    mask = values if lookup is None else lookup[values]
+    mask = values if lookup is None else lookup.take(values)
     wrong = (mask >= num_classes) & (mask != VOID)
     if wrong.any():
         raise _unknown(path, values[wrong], num_classes)
@@ -261,8 +369,12 @@ def orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def open_image(path: Path) -> ImageFile.ImageFile:
+def open_image(path: Path, content: bytes | None = None) -> ImageFile.ImageFile:
     """Open an image and read only its header; use it as a context manager.
+
+    Args:
+        path: The file.
+        content: The file's bytes, if they have already been read.
 
     Raises:
         CrosscoopError: The file is missing, empty, or not an image.
@@ -272,7 +384,9 @@ def open_image(path: Path) -> ImageFile.ImageFile:
             f"{path}: file not found, expected an image. Check the data set's root, or restore the file."
         )
     try:
-        return Image.open(path)
+        return Image.open(path if content is None else BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise _damaged(path, "unknown format") from error
     except Exception as error:  # PIL's readers raise OSError, SyntaxError, ValueError, struct.error and more
         raise _damaged(path, error) from error
 
@@ -287,7 +401,7 @@ def _load(image: Image.Image, path: Path) -> Image.Image:
     return image
 
 
-def _damaged(path: Path, error: Exception) -> CrosscoopError:
+def _damaged(path: Path, error: Exception | str) -> CrosscoopError:
     size = path.stat().st_size if path.is_file() else 0  # it may have been deleted meanwhile
     return CrosscoopError(
         f"{path}: got {size} bytes that cannot be decoded ({error}), expected a complete image. Restore the file."

@@ -4,14 +4,14 @@ import codecs
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from crosscoop.data.dataset import Array, Legend
-from crosscoop.data.images import read_image, read_mask
+from crosscoop.data.images import PngRows, png_rows, read_image, read_mask
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import note, scan, shorten
 
@@ -73,8 +73,19 @@ class FileSample:
 
     def mask(self) -> Array | None:
         """Return the mask: `(H, W)` uint8 class indices, `VOID` at unlabelled pixels; None for unlabelled samples."""
-        path = self.mask_path
-        return None if path is None else read_mask(path, self.num_classes, self.lookup, self.legend)
+        return None if self.mask_path is None else self.decode_mask(self.mask_path)
+
+    def image_rows(self) -> Array | PngRows:
+        """Return the image, as rows to be decoded if possible."""
+        return png_rows(self.image_path, partial(read_image, self.image_path), 3)
+
+    def mask_rows(self) -> Array | PngRows | None:
+        """Return the mask, as rows to be decoded if possible."""
+        return None if self.mask_path is None else png_rows(self.mask_path, partial(self.decode_mask, self.mask_path))
+
+    def decode_mask(self, path: Path, content: bytes | None = None) -> Array:
+        """Return the mask in a file, see `read_mask`."""
+        return read_mask(path, self.num_classes, self.lookup, self.legend, content)
 
 
 @cache

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from crosscoop.data.dataset import Array, Sample
-from crosscoop.data.images import read_image
+from crosscoop.data.images import PngRows, png_rows, read_image
 from crosscoop.data.samples import images_below, read_list, without_suffix
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import shorten
@@ -32,6 +33,11 @@ class Unlabelled:
         """Return the image: `(H, W, 3)` uint8 RGB."""
         return self.source.image()
 
+    def image_rows(self) -> Array | PngRows:
+        """Return the image, as rows to be decoded if possible."""
+        rows: Array | PngRows = getattr(self.source, "image_rows", self.source.image)()
+        return rows
+
     def mask(self) -> None:
         """Return None."""
 
@@ -53,6 +59,10 @@ class ImageSample:
     def image(self) -> Array:
         """Return the image: `(H, W, 3)` uint8 RGB."""
         return read_image(self.image_path)
+
+    def image_rows(self) -> Array | PngRows:
+        """Return the image, as rows to be decoded if possible."""
+        return png_rows(self.image_path, partial(read_image, self.image_path), 3)
 
     def mask(self) -> None:
         """Return None."""

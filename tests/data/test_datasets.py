@@ -14,6 +14,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 from tiny import ROOT
 
+from crosscoop.data import images
 from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID, Array, SegmentationDataset, colormap
 from crosscoop.data.datasets.camvid import CamVid
@@ -98,6 +99,39 @@ def test_32_bit_images_are_refused(tmp_path: Path) -> None:
     refused(lambda: read_image(path), path, "got 32-bit pixels (mode F)", "8-bit RGB")
     Image.fromarray(np.full((2, 2), 70000, np.int32)).save(path)
     refused(lambda: read_image(path), path, "got 32-bit pixels (mode I)")
+
+
+@pytest.mark.parametrize(("suffix", "options"), [
+    ("jpg", {}), ("jpg", {"progressive": True, "subsampling": 0}), ("png", {}), ("png", {"transparency": (1, 2, 3)}),
+])  # fmt: skip
+def test_fast_decoders_return_the_pixels_of_pil_and_reject_what_it_rejects(
+    tmp_path: Path, suffix: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if suffix == "png":
+        pytest.importorskip("pyspng")
+    random = np.random.default_rng(0)
+    smooth = random.integers(0, 200, (4, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    path = tmp_path / f"image.{suffix}"
+    content = save(path, smooth + random.integers(0, 9, smooth.shape, np.uint8), **options).read_bytes()
+    with images.open_image(path) as image:
+        assert images._decode_fast(image, path, None) is not None
+    damaged = [bytearray(content) for _ in range(60)]
+    for each, place in zip(damaged, random.integers(2, len(content), len(damaged)), strict=True):
+        each[place] ^= 8
+    for each in (content, *damaged, *(content[:end] for end in range(2, len(content), len(content) // 20))):
+        path.write_bytes(each)
+        found = outcome(path)
+        with monkeypatch.context() as only_pil:
+            only_pil.setattr(images, "_decode_fast", lambda *given: None)
+            assert found == outcome(path)
+
+
+def outcome(path: Path) -> object:
+    """The pixels of an image, or the error."""
+    try:
+        return read_image(path).tolist()
+    except CrosscoopError as error:
+        return str(error)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

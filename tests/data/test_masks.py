@@ -300,8 +300,10 @@ def test_train_ids_under_the_name_of_label_ids(tmp_path: Path) -> None:
         (sample,) = Cityscapes(str(tmp_path)).samples("val")
         if expected is None:
             refused(sample.mask, path, "trainIds", "labelTrainIds")
+            refused(lambda: sample.mask_rows()[0:1, 0:1], path, "trainIds", "labelTrainIds")  # noqa: B023
         else:
             assert np.array_equal(sample.mask(), [expected])
+            assert np.array_equal(sample.mask_rows()[0:1, 0:3], [expected])
 
 
 # ---------------------------------------------------------------- what is noted of files

@@ -4,18 +4,24 @@ import re
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import STREETS
 
 from crosscoop.data import Folder, SegmentationData, SegmentationDataset
 from crosscoop.data.augment import Augmentation, center_cropped, resized
 from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID
+from crosscoop.data.images import png_rows, read_image
 from crosscoop.data.pipeline import EvaluationSet, TrainingSet
 from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
+from crosscoop.data.samples import FileSample
+from crosscoop.data.unlabelled import Unlabelled
 from crosscoop.errors import CrosscoopError
 
 COLORS = np.array([(250, 20, 30), (20, 240, 40), (60, 30, 230), (200, 210, 20), (30, 200, 210)], np.uint8)
@@ -190,6 +196,74 @@ def test_the_crop_is_cut_out_of_the_whole_scaled_sample(factor, shape):
         np.testing.assert_array_equal(image[2:-2, 2:-2], expected[2:-2, 2:-2])  # its rim has no neighbours
         places.add((top, left))
     assert len(places) > 5
+
+
+def chunk(kind, data):
+    return len(data).to_bytes(4, "big") + kind + data + crc32(kind + data).to_bytes(4, "big")
+
+
+def interlace(path):
+    """Rewrite an RGB or grey PNG as Adam7 does."""
+    pixels, content = np.array(Image.open(path)), path.read_bytes()
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = b"".join(
+        b"\0" + row.tobytes() for top, left, down, right in passes for row in pixels[top::down, left::right]
+    )
+    parts = (b"IHDR", content[16:28] + b"\1"), (b"IDAT", compress(rows)), (b"IEND", b"")
+    path.write_bytes(content[:8] + b"".join(chunk(*part) for part in parts))
+
+
+def turn(path):
+    """State a quarter turn after the pixels of a PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = path.read_bytes()
+    path.write_bytes(content[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + content[-12:])
+
+
+FORMS = {
+    "plain": lambda path: None,
+    "palette": lambda path: Image.open(path).convert("P").save(path),
+    "interlaced": interlace,
+    "turned": turn,
+    "JPEG": lambda path: Image.open(path).save(path, "JPEG") if path.stem == "image" else None,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_crops_of_files_are_those_of_whole_images(tmp_path, form):
+    scene = painted()
+    for name, pixels in (("image", scene.pixels), ("mask", scene.labels)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        FORMS[form](tmp_path / f"{name}.png")
+    file = FileSample("x", tmp_path / "image.png", tmp_path / "mask.png", 5)
+    whole = Scene("x", file.image(), file.mask())
+    assert np.array_equal(whole.labels, np.rot90(scene.labels, -1) if form == "turned" else scene.labels)
+    augmentation = Augmentation(32, (0.5, 2.0), True, False)
+    for pair, focus in (((file, whole), None), ((file, whole), 3), ((Unlabelled(file), Unlabelled(whole)), None)):
+        sets = [TrainingSet([each], augmentation, None, 0, labelled=isinstance(each, Unlabelled) ^ 1) for each in pair]
+        for epoch in range(12):
+            crop, expected = (each._draw(0, (0, epoch, 0), focus) for each in sets)
+            assert crop["image"].equal(expected["image"]) and crop["mask"].equal(expected["mask"])
+
+
+def test_rows_below_a_crop_are_not_decoded_but_damage_there_is_reported(tmp_path):
+    path, decoded = tmp_path / "image.png", []
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(48, 64, 3), dtype=np.uint8)).save(path)
+    whole, content = read_image(path), bytearray(path.read_bytes())
+
+    def read(content):
+        decoded.append(read_image(path, content))
+        return decoded[-1]
+
+    rows = png_rows(path, read, 3)
+    assert rows.shape == (48, 64, 3) and not decoded
+    assert np.array_equal(rows[3:20, 5:9], whole[3:20, 5:9]) and decoded[0].shape == (20, 64, 3)
+    content[-100] ^= 1
+    for damaged in (content, content[:-100]):
+        path.write_bytes(damaged)
+        with pytest.raises(CrosscoopError, match=r"image\.png: got \d+ bytes that cannot be decoded"):
+            png_rows(path, partial(read_image, path), 3)[3:20, 5:9]
 
 
 def test_scales_are_drawn_from_all_of_their_range_and_places_from_all_of_the_sample():

@@ -29,19 +29,20 @@ class LabelIdSample(FileSample):
 
     __slots__ = ()
 
-    def mask(self) -> Array | None:
-        """Return the mask, see `FileSample`.
+    def decode_mask(self, path: Path, content: bytes | None = None) -> Array:
+        """Return the mask in a file, see `read_mask`.
 
         Raises:
             CrosscoopError: The file cannot be read, or it contains trainIds: 255, which is not a labelId, and no other
                 value above 18.
         """
-        mask = FileSample.mask(self)
-        if mask is None or self.mask_path is None or ((mask >= LABEL_TO_TRAIN[19]) & (mask != VOID)).any():
+        mask = FileSample.decode_mask(self, path, content)
+        if ((mask >= LABEL_TO_TRAIN[19]) & (mask != VOID)).any():
             return mask
-        if (read_mask(self.mask_path, VOID) == VOID).any():
+        values = read_mask(path, VOID)  # the complete file
+        if (values == VOID).any() and not ((values > 18) & (values != VOID)).any():
             raise CrosscoopError(
-                f"{self.mask_path}: got the value {VOID} and no other above 18, as in trainIds, expected labelIds. "
+                f"{path}: got the value {VOID} and no other above 18, as in trainIds, expected labelIds. "
                 "Rename the file to *_labelTrainIds.png, or restore the original."
             )
         return mask
