@@ -1,5 +1,6 @@
 """Detection of processors that emulate bfloat16, which is many times slower."""
 
+import os
 from time import perf_counter
 from typing import Any
 
@@ -8,12 +9,15 @@ from torch.nn import functional
 
 from crosscoop.files import note
 
+WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""The limits of oneDNN's instructions under which it does not use those for bfloat16."""
+
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16."""
+    """Return whether a device has instructions for bfloat16, and oneDNN may use them (`ONEDNN_MAX_CPU_ISA`)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
+    if device.type != "cpu" or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16:
         return False
     # torch.cpu.get_capabilities is newer than the oldest supported torch
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

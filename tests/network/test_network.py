@@ -420,6 +420,10 @@ def capabilities(monkeypatch, *names):
 def test_native_bfloat16(monkeypatch, names, native):
     capabilities(monkeypatch, *names)
     assert precision.native_bfloat16(CPU) is native and not precision.native_bfloat16(torch.device("meta"))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert precision.native_bfloat16(CPU) is native
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    assert not precision.native_bfloat16(CPU)
 
 
 @pytest.mark.parametrize(
