@@ -3,10 +3,12 @@
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,8 @@ from crosscoop.network.precision import native_bfloat16
 RESULTS = Path(__file__).parent / "results.json"
 VERSIONS = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "segmentation-models-pytorch")
 VERSIONS = (*VERSIONS, "albumentations", "opencv-python-headless", "onnxruntime")
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Environment variables that hide instructions of the processor from oneDNN and torch."""
 
 
 def main() -> None:
@@ -40,7 +44,8 @@ def main() -> None:
     if given.threads < 1:
         parser.error(f"--threads: got {given.threads}, expected at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    setting = Setting(given.quick, device, given.voc, given.cityscapes)
+    limits = tuple(f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ)
+    setting = Setting(given.quick, device, given.voc, given.cityscapes, limits)
     torch.set_num_threads(given.threads)
     cv2.setNumThreads(1)
     for name in [] if given.document else given.names or document.SECTIONS:
@@ -49,12 +54,12 @@ def main() -> None:
         for row in rows:
             print(document.line(row), row.get("note", ""), sep="\n")
         if not given.quick:
-            command = f"python -m benchmarks {name}" + "".join(
+            command = " ".join([*limits, f"python -m benchmarks {name}"]) + "".join(
                 f" --{key} ROOT" for key in ("voc", "cityscapes") if getattr(given, key) and name == "pipelines"
             )
-            key = name
+            key = f"{name}_limited" if limits else name
             if given.threads > 1:
-                command, key = f"{command} --threads {given.threads}", f"{name}_{given.threads}_threads"
+                command, key = f"{command} --threads {given.threads}", f"{key}_{given.threads}_threads"
             result = {"date": date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
             known = json.loads(RESULTS.read_text()) | {key: result}
             RESULTS.write_text(json.dumps(known, indent=1) + "\n")
@@ -78,7 +83,7 @@ def machine() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
-    return about | {name: version(name) for name in VERSIONS}
+    return about | {name: version(name) for name in (*VERSIONS, *(["pyspng"] if find_spec("pyspng") else []))}
 
 
 if __name__ == "__main__":

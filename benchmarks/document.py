@@ -21,9 +21,11 @@ SECTIONS = {
     ),
     "pipelines": (
         "Training pipelines",
-        "The work of one worker: read, random scale 0.5 to 2, crop, flip, batch. `prepared` is `--data.prepared`, "
-        "after `crosscoop prepare-data`. Ours passes bytes to the device, the others normalised floats; the notes "
-        "state what remains to be done on the device.",
+        "The work of one worker: read, random scale 0.5 to 2, crop, flip, batch, from the real images of the data sets "
+        "where the command names their folders (VOC: JPEG; Cityscapes: PNG), else from generated files of their sizes. "
+        "`with pyspng` is the extra `png`; `prepared` is `--data.prepared`, after `crosscoop prepare-data`. Ours "
+        "passes bytes to the device, the others normalised floats; the notes state what remains to be done there, "
+        "and how long decoders alone take (`OpenCV at an eighth`: little more than entropy decoding is left).",
     ),
     "training": (
         "Training steps",
@@ -34,7 +36,8 @@ SECTIONS = {
     "inference": (
         "Inference",
         "From a uint8 image to the coarse logits of top, bottom and ensemble (`fast`: `crosscoop predict --fast`: "
-        "folded batch norms, channels-last layout, bfloat16), against smp's logits at full resolution; smp's images "
+        "folded batch norms, channels-last layout, bfloat16 where it is native; `bf16`: bfloat16 alone), "
+        "against smp's logits at full resolution; smp's images "
         "are padded to multiples of 16, as it requires. The pair is `cross_c1_c2` with `add` and random weights, whose "
         "saturated outputs are sensitive to bfloat16: the differences are a loose upper bound. For a light pair "
         "trained on CamVid, on nine test images, `fast` left 99.5 % of the labels unchanged; probabilities changed "
@@ -62,7 +65,7 @@ def write(results: Path, folder: Path) -> None:
     introduction, tried = (Path(__file__).parent / "text.md").read_text().split("\n<!-- results -->\n\n")
     measured, lines = json.loads(results.read_text()), [introduction]
     for name, (title, text) in SECTIONS.items():
-        found = [result for key, result in measured.items() if re.fullmatch(rf"{name}(_\d+_threads)?", key)]
+        found = [result for key, result in measured.items() if re.fullmatch(rf"{name}(_limited)?(_\d+_threads)?", key)]
         lines += [f"## {title}", "", fill(text, 120, break_on_hyphens=False), ""] if found else []
         for result in found:
             machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())

@@ -23,12 +23,14 @@ class Setting:
         device: `cpu` or `cuda`.
         voc: A folder of PASCAL VOC 2012, or None for generated files of the same size.
         cityscapes: A folder of Cityscapes, or None for generated files of the same size.
+        limits: Environment variables that hide instructions of this processor, `ONEDNN_MAX_CPU_ISA=AVX2`.
     """
 
     quick: bool = False
     device: str = "cpu"
     voc: str | None = None
     cityscapes: str | None = None
+    limits: tuple[str, ...] = ()
 
     def pick(self, quick: Any, full: Any) -> Any:
         """Return the value for a quick or for a full run."""

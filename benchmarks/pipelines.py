@@ -2,8 +2,12 @@
 
 import tempfile
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from zlib import decompress
 
 import albumentations
 import cv2
@@ -13,11 +17,13 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from benchmarks.measure import Row, Setting, compare, quartiles
+from benchmarks.document import number
+from benchmarks.measure import Row, Setting, compare, in_turn, quartiles
 from crosscoop.commands.prepare_data import prepare_data
-from crosscoop.data import Cityscapes, Folder, PascalVOC, SegmentationData, SegmentationDataset
+from crosscoop.data import Cityscapes, Folder, PascalVOC, SegmentationData, SegmentationDataset, images
 from crosscoop.data.datamodule import collate
 from crosscoop.data.datasets.folder import Split
 from crosscoop.data.samples import FileSample
@@ -31,41 +37,88 @@ def run(setting: Setting) -> list[Row]:
     """Measure VOC at 513 and Cityscapes at 768, from files and from prepared data."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, root, shape, crop, number in (
+        for name, root, shape, crop, count in (
             ("VOC", setting.voc, (375, 500), 513, 40),
             ("Cityscapes", setting.cityscapes, (1024, 2048), 768, 4),
         ):
             if setting.quick:
-                shape, crop, number = (48, 64), 32, 4
+                shape, crop, count = (48, 64), 32, 4
             place = Path(folder) / name
-            dataset = real(name, root) if root else generated(place / "files", name, shape, number)
+            dataset = real(name, root) if root else generated(place / "files", name, shape, count)
             prepare_data(SegmentationData(dataset), str(place / "prepared"))
-            samples = [s for s in dataset.samples(dataset.train_split) if isinstance(s, FileSample)][:number]
-            for form in ("files", "prepared"):
+            samples = [s for s in dataset.samples(dataset.train_split) if isinstance(s, FileSample)][:count]
+            png = samples[0].image_path.suffix == ".png"
+            extra = ["decoding files with pyspng"] if png and find_spec("pyspng") else []
+            for form in ("decoding files", *extra, "prepared"):
                 data = SegmentationData(
-                    dataset, crop_size=crop, prepared=str(place / form) if form != "files" else None
+                    dataset, crop_size=crop, prepared=str(place / form) if form == "prepared" else None
                 )
                 training_set = data.train_dataloader().dataset
-                pairs = [(index, 0) for index in range(len(samples))]
-                own = worker(pairs, training_set.__getitem__, collate)  # type: ignore[attr-defined]
+                draws = [(index, 0) for index in range(len(samples))]
+                own = worker(draws, training_set.__getitem__, collate)  # type: ignore[attr-defined]
+                if form not in extra:
+                    own = without_pyspng(own)
                 for peer, transform in (
                     ("torchvision's reference", torchvision(crop)),
                     ("albumentations", naive(crop)),
                 ):
                     row = compare(
-                        f"{name} at {crop}, {'decoding files' if form == 'files' else 'prepared'}",
+                        f"{name} at {crop}, {form}",
                         own,
                         peer,
                         worker(samples, transform, torch.utils.data.default_collate),
                         setting,
-                        times=2,
+                        times=1.5 if png and "files" in form else 2,
                         items=len(samples),
-                        repeats=7 if name == "VOC" else 9,
+                        repeats=9 if png else 7,
                     )
                     rows.append(row)
+                if form == "decoding files":
+                    row["note"] = f"decoding alone, ms per image of {name}: {decoding([s.image_path for s in samples])}"
             batch = collate([training_set[0, 0]] * BATCH)
             row["note"] = f"{name}: {device_work(data, batch):.1f} ms per image for float and normalisation on this CPU"
     return rows
+
+
+def without_pyspng(work: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that works as if the extra `png` were not installed."""
+
+    def limited() -> None:
+        with mock.patch.object(images, "_libspng", lambda: None):
+            work()
+
+    return limited
+
+
+def decoding(paths: list[Path]) -> str:
+    """Measure decoders, whose time limits what any pipeline reaches from files; median of seven runs."""
+    contents = [np.fromfile(path, np.uint8) for path in paths]
+    decoders: dict[str, Callable[[Any], Any]] = {
+        "PIL": lambda content: np.asarray(Image.open(BytesIO(content)).convert("RGB")),
+        "OpenCV": lambda content: cv2.imdecode(content, cv2.IMREAD_COLOR),
+        "torchvision": lambda content: decode_image(torch.from_numpy(content)),
+    }
+    if paths[0].suffix == ".png":
+        decoders["zlib, without the filters"] = lambda content: decompress(pixels_of(content.tobytes()))
+        if find_spec("pyspng"):
+            decoders["pyspng"] = lambda content: images._libspng()(content.tobytes())  # type: ignore[misc]
+    else:
+        decoders["OpenCV at half the size"] = lambda content: cv2.imdecode(content, cv2.IMREAD_REDUCED_COLOR_2)
+        decoders["OpenCV at an eighth"] = lambda content: cv2.imdecode(content, cv2.IMREAD_REDUCED_COLOR_8)
+    works = [lambda decode=decode: [decode(content) for content in contents] for decode in decoders.values()]
+    medians = [1000 * quartiles(times)[1] / len(paths) for times in in_turn(works, 7)]
+    return ", ".join(f"{name} {number(ms)}" for name, ms in zip(decoders, medians, strict=True))
+
+
+def pixels_of(content: bytes) -> bytes:
+    """Return the compressed pixels of a PNG file."""
+    position, pixels = 8, []
+    while position < len(content):
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+        if content[position + 4 : position + 8] == b"IDAT":
+            pixels.append(content[position + 8 : end - 4])
+        position = end
+    return b"".join(pixels)
 
 
 def worker(draws: Iterable[Any], load: Callable[[Any], Any], join: Callable[[list[Any]], Any]) -> Callable[[], None]:
