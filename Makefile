@@ -3,6 +3,7 @@
 # make quick  set up, run the unit tests, in less than a minute
 # make test-lowest   set up in .venv-lowest, run the test suite with the lowest versions that pyproject.toml allows
 # make lint   set up, check style and types
+# make docs   set up, build the documentation in build/docs/index.html; a broken link or reference fails
 # make benchmarks   set up, compare with other packages, write docs/benchmarks.md
 # TORCH names the torch to install, e.g. TORCH="torch==2.14.1 torchvision==0.29.1"; PYTHON the interpreter (3.11 or newer).
 
@@ -11,7 +12,7 @@ TORCH ?= torch torchvision
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test quick test-lowest lint benchmarks clean
+.PHONY: demo test quick test-lowest lint docs benchmarks clean
 
 demo: .venv/demo
 	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
@@ -36,6 +37,10 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/docs
+	@echo "The site: build/docs/index.html"
+
 benchmarks: .venv/dev
 	$(BIN)/python -m benchmarks
 
@@ -53,6 +58,10 @@ clean:
 .venv/dev: .venv/demo
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps cityscapesscripts # its requirement `typing` breaks today's Python
+	@touch $@
+
+.venv/docs: .venv/demo
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@
 
 # Python 3.11, which uv finds or downloads: some of the oldest versions have no wheels for a newer one.

@@ -5,6 +5,9 @@ import json
 import os
 import re
 import runpy
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +41,12 @@ def test_every_table_is_shown():
     assert sorted(re.findall(r"<!-- table: (.+?) -->", "".join(PAGES))) == sorted(STUDY["TABLES"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in STUDY["PAGES"]])
+@pytest.mark.parametrize("page", [*STUDY["PAGES"], ROOT / "docs/choose.md"], ids=lambda page: page.name)
 def test_differences_in_the_text_are_those_of_the_tables(page):
     rows = [row for test in (STUDY["FULL"], STUDY["HALF"]) for row in STUDY["claims"](test)[1:]]
     measured = {f"{row[2].split(' ')[0]} ({row[3]})" for row in rows}
-    told = set(re.findall(r"[+-]\d+\.\d+ \([+-]\d+\.\d+ to [+-]\d+\.\d+\)", " ".join(page.split())))
+    text = " ".join(page.read_text("utf-8").split())
+    told = set(re.findall(r"[+-]\d+\.\d+ \([+-]\d+\.\d+ to [+-]\d+\.\d+\)", text))
     assert told and told <= measured, told - measured
 
 
@@ -238,3 +242,92 @@ def test_data_set(tmp_path, monkeypatch):
     use("A data set", tmp_path, monkeypatch)
     record = json.loads(Path("run/metrics.json").read_text())
     assert record["protocol"]["dataset"] == "Cracks" and list(record["iou_per_class"]) == ["background", "crack"]
+
+
+# -- the site, as `make docs` builds it, in a real browser
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The folder of the site, built anew where a page has changed."""
+    pytest.importorskip("furo", reason="the extra docs is not installed")
+    command = ["-m", "sphinx", "--fail-on-warning", "--quiet", "-c", "docs", "-d", "build/doctrees", ".", "build/docs"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    return ROOT / "build" / "docs"
+
+
+@pytest.fixture
+def site(built, browser):
+    """The same, for a test that leaves nothing on the browser's console."""
+    yield built
+    assert browser.get_log("browser") == []
+
+
+def show(browser, page, width=1280, scheme="light"):
+    """Open a page from its file; the browser has no network."""
+    browser.execute_cdp_cmd("Network.enable", {})
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    wish = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wish})
+    browser.get(page.as_uri())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_page_of_the_site_is_shown(browser, site, width, scheme):
+    script = """
+        const [body] = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number);
+        const files = performance.getEntriesByType("resource").map((entry) => entry.name);
+        const wide = (each) => each.scrollWidth > each.clientWidth;
+        return {
+            scheme: body > 127 ? "light" : "dark",
+            sideways: [document.documentElement, document.querySelector(".content")].some(wide),
+            missing: [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src),
+            remote: files.filter((name) => !/^(file|data):/.test(name)),
+        };
+    """
+    pages = sorted({*site.rglob("*.html")} - {site / "index.html"})  # which leads to the first page
+    assert len(pages) > 20
+    for page in pages:
+        show(browser, page, width, scheme)
+        shown = browser.execute_script(script)
+        assert shown == {"scheme": scheme, "sideways": False, "missing": [], "remote": []}, page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("query", "page"), [
+    ("CrossStitch", "docs/reference.html"),
+    ("crop_size", "docs/configuration.html"),
+    ("rectify", "docs/catalogue.html"),
+    ("SLURM", "docs/ablations.html"),
+])  # fmt: skip
+def test_search_works_without_a_server(browser, site, query, page):
+    show(browser, site / "search.html")
+    browser.get(f"{(site / 'search.html').as_uri()}?q={query}")
+    deadline = time.monotonic() + 30
+    found = []
+    while not any(page in link for link in found) and time.monotonic() < deadline:
+        found = [link.get_attribute("href") for link in browser.find_elements("css selector", "ul.search li a")]
+    assert any(page in link for link in found), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "kinds"), [
+    ("none", ["is-top", "is-bottom"]), ("one_way", ["is-top", "is-mixed"]), ("cross", ["is-mixed", "is-mixed"])
+])  # fmt: skip
+def test_figure_steps_through_a_forward_pass(browser, site, strategy, kinds):
+    show(browser, site / "docs" / "idea.html")
+    browser.find_element("css selector", f".forward-controls option[value={strategy}]").click()
+    back, forward, _ = browser.find_elements("css selector", ".forward-controls button")
+    captions = []
+    while forward.is_enabled():
+        captions.append(browser.find_element("css selector", ".forward-caption").text)
+        forward.click()
+    assert len(set(captions)) == 10 and back.is_enabled()
+    classifiers = browser.find_elements("css selector", "[data-part=classifier]")
+    painted = [set(each.get_attribute("class").split()) - {"done", "active"} for each in classifiers]
+    assert painted == [{kind} for kind in kinds]

@@ -121,6 +121,7 @@ ENSEMBLES = {
     "weighted": Weighted,
     "most_confident": MostConfident,
 }
+"""The ensembles that the package provides, by name."""
 
 
 def get_ensemble(name: str) -> type[Ensemble]:

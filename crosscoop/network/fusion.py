@@ -48,7 +48,7 @@ class Average(Fusion):
 
 
 class Concat(Fusion):
-    """Concatenation, followed by a 1x1 convolution with bias to the receiver's channels.
+    """`conv(concat(own, received))`: a 1x1 convolution with bias to the receiver's channels.
 
     It starts as the average, so that both pretrained backbones contribute from the first step.
 
@@ -116,7 +116,7 @@ class CrossStitch(Fusion):
 
 
 class ChannelExchange(Fusion):
-    """The received map in a share of the channels, the own map in the others: only part of the maps is exchanged.
+    """`where(exchanged, received, own)`: the received map in a share of the channels, the own map in the others.
 
     After the asymmetric fusion of Wang et al. (ACM MM 2020, https://arxiv.org/abs/2108.05009). The channels are drawn
     at random for each connection and saved with the weights.
@@ -176,6 +176,7 @@ SYMMETRIC = (Add, Average)
 """Operators without weights whose result does not depend on which map is the receiver's own."""
 
 FusionFactory = Callable[[int], Fusion]
+"""What creates a fusion operator for a number of channels."""
 
 FUSIONS: dict[str, FusionFactory] = {
     "add": Add,
@@ -186,6 +187,7 @@ FUSIONS: dict[str, FusionFactory] = {
     "channel_exchange": ChannelExchange,
     "rectify": Rectify,
 }
+"""The fusion operators that the package provides, by name."""
 
 
 def list_fusions() -> list[str]:

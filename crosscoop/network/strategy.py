@@ -11,6 +11,7 @@ POINTS = ("connection1", "aspp", "connection2", "decoder")
 """The exchange points of DeepLabV3+, in the order of the data flow."""
 
 DIRECTIONS = ("both", "top_to_bottom", "bottom_to_top")
+"""The directions of a strategy's connections."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ STRATEGIES = {
     "cross_c2": Strategy(["aspp", "connection2", "decoder"]),
     "cross_c1_c2": Strategy(["connection1", "aspp", "connection2", "decoder"]),
 }
+"""The connection strategies that the package provides, by name."""
 
 
 def list_strategies() -> list[str]:
