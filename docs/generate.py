@@ -95,7 +95,7 @@ def objectives() -> Iterator[str]:
     yield from (f"### `{each.__name__}`\n\n{described(each)}" for each in subclasses(Objective))
 
 
-def subclasses(base: type) -> list[type]:
+def subclasses(base: type[Any]) -> list[type[Any]]:
     """Return the classes of the package that an option of this type takes, in the order of their definition."""
     found = [base] + [each for every in base.__subclasses__() for each in subclasses(every)]
     return [each for each in found if each.__module__.startswith("crosscoop.") and not inspect.isabstract(each)]
@@ -162,7 +162,7 @@ def measured(cell: str) -> str:
     if not all(each.values for each in miou):
         return "not measured yet"
     full, half = map(found["percent"], miou)
-    return f"{full} at full, {half} at training resolution ([study](camvid-study.md))"
+    return f"mIoU {full} at full, {half} at training resolution ([study](camvid-study.md))"
 
 
 def diagram(strategy: Strategy) -> str:
@@ -208,9 +208,7 @@ def reference() -> Iterator[str]:
     seen: set[int] = set()
     for path in MODULES:
         module = importlib.import_module(path)
-        names = [name for name in getattr(module, "__all__", defined(module)) if callable(getattr(module, name))]
-        constants = [name for scope, name in ModuleAnalyzer.for_module(path).find_attr_docs() if not scope]
-        found = {name: getattr(module, name) for name in (*names, *constants) if not name.startswith("_")}
+        found = {name: getattr(module, name) for name in offered(module)}
         new = {name: each for name, each in found.items() if id(each) not in seen}
         seen |= {id(each) for each in new.values()}
         if new:
@@ -218,10 +216,13 @@ def reference() -> Iterator[str]:
             yield from (f"```{{eval-rst}}\n{automatic(f'{path}.{name}', each)}\n```" for name, each in new.items())
 
 
-def defined(module: ModuleType) -> list[str]:
-    """Return the names of the public classes and functions that a module defines."""
-    own = {name: each for name, each in vars(module).items() if getattr(each, "__module__", "") == module.__name__}
-    return [name for name, each in own.items() if not name.startswith("_") and inspect.getdoc(each)]
+def offered(module: ModuleType) -> list[str]:
+    """Return the public names of a module: classes, functions, and the documented constants that it defines."""
+    if hasattr(module, "__all__"):  # a constant's docstring is in the module that defines it
+        return [name for name in module.__all__ if callable(getattr(module, name))]
+    own = [name for name, each in vars(module).items() if getattr(each, "__module__", "") == module.__name__]
+    constants = [name for scope, name in ModuleAnalyzer.for_module(module.__name__).find_attr_docs() if not scope]
+    return [name for name in dict.fromkeys((*own, *constants)) if not name.startswith("_")]
 
 
 def automatic(path: str, each: Any) -> str:
