@@ -22,7 +22,7 @@ html_static_path = ["site.css", "forward.js"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 highlight_language = "none"  # of fences without a language
-html_copy_source = False
+html_copy_source = html_use_index = False
 html_show_search_summary = False  # it would fetch pages, which browsers refuse for local files
 
 myst_heading_anchors = 4
