@@ -1,5 +1,6 @@
 """Settings of Sphinx for `make docs`. The sources are the repository's own pages, at their own paths."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ nb_execution_cache_path = str(ROOT / "build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of libraries, with paths of this machine
+os.environ["PYTHONWARNINGS"] = "ignore:install \"ipywidgets\":UserWarning"  # rich's, in every kernel
 
 default_role = "code"  # docstrings use single backticks
 autodoc_typehints = "description"

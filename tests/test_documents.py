@@ -296,6 +296,7 @@ def test_every_page_of_the_site_is_shown(browser, site, width, scheme):
         show(browser, page, width, scheme)
         shown = browser.execute_script(script)
         assert shown == {"scheme": scheme, "sideways": False, "missing": [], "remote": []}, page
+        assert "site-packages" not in page.read_text("utf-8"), page  # a warning, with a path of this machine
 
 
 @pytest.mark.slow
