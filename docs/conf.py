@@ -35,7 +35,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 nb_output_stderr = "remove"  # warnings of libraries, with paths of this machine
-os.environ["PYTHONWARNINGS"] = "ignore:install \"ipywidgets\":UserWarning"  # rich's, in every kernel
+os.environ["PYTHONWARNINGS"] = 'ignore:install "ipywidgets":UserWarning'  # rich's, in every kernel
 
 default_role = "code"  # docstrings use single backticks
 autodoc_typehints = "description"
