@@ -3,6 +3,7 @@
 # make quick  set up, run the unit tests, in less than a minute
 # make test-lowest   set up in .venv-lowest, run the test suite with the lowest versions that pyproject.toml allows
 # make lint   set up, check style and types
+# make wheel  set up, build a wheel, and use it in an environment that has nothing else of this checkout
 # make docs   set up, build the documentation in build/docs/index.html; a broken link or reference fails
 # make benchmarks   set up, compare with other packages, write docs/benchmarks.md
 # TORCH names the torch to install, e.g. TORCH="torch==2.14.1 torchvision==0.29.1"; PYTHON the interpreter (3.11 or newer).
@@ -12,7 +13,7 @@ TORCH ?= torch torchvision
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test quick test-lowest lint docs benchmarks clean
+.PHONY: demo test quick test-lowest lint wheel docs benchmarks clean
 
 demo: .venv/demo
 	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
@@ -40,6 +41,21 @@ lint: .venv/dev
 docs: .venv/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/docs
 	@echo "The site: build/docs/index.html"
+
+SMALL := --trainer.max_steps 1 --trainer.limit_val_batches 1 --data.num_workers 0 --data.batch_size 2
+
+# The new environment takes the dependencies from .venv, whose editable install it does not see.
+wheel: .venv/dev
+	rm -rf build/wheel build/lib
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m venv --without-pip build/wheel/venv
+	$(BIN)/pip --python build/wheel/venv/bin/python install --quiet --no-deps build/wheel/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(build/wheel/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth"
+	cd build/wheel && PATH="$$PWD/venv/bin:$$PATH" && crosscoop show-configs --copy demo --output mine.yaml && \
+		crosscoop fit --config crosscoop:demo --config mine.yaml --run run $(SMALL) && \
+		crosscoop report run --num-images 0 && \
+		python -c 'import crosscoop; assert "build/wheel" in crosscoop.__file__, crosscoop.__file__'
 
 benchmarks: .venv/dev
 	$(BIN)/python -m benchmarks

@@ -20,6 +20,7 @@ COMMANDS = {
     "score": ("crosscoop.commands.score:score", "Score label PNGs written by any tool."),
     "submit": ("crosscoop.commands.submit:submit", "Pack label PNGs for the Cityscapes or PASCAL VOC server."),
     "check-data": ("crosscoop.commands.check_data:check_data", "Check every file of every split of a data set."),
+    "show-configs": ("crosscoop.commands.show_configs:show_configs", "List the shipped configurations, or copy one."),
     "show-data": ("crosscoop.commands.show_data:show_data", "Draw augmented samples and the balance of the classes."),
     "report": ("crosscoop.commands.report:report", "Summarise one run, or compare several, in one HTML page."),
     "demo": ("crosscoop.commands.demo:demo", "Open a local page on which to try networks on images."),
@@ -40,7 +41,7 @@ usage: crosscoop COMMAND [options]
 {commands}
 
 crosscoop COMMAND --help lists a command's options.
-First steps: crosscoop fit --config configs/demo.yaml --run runs/demo
+First steps: crosscoop fit --config crosscoop:demo --run runs/demo
              crosscoop test --run runs/demo
 """
 
@@ -105,7 +106,7 @@ def _run(arguments: Sequence[str] | None) -> None:
 
 
 def _expanded(option: str) -> str:
-    """Expand `~` and variables in an option where a shell does not: in quotes, or after `=`."""
+    """Expand `crosscoop:NAME`, and `~` and variables where a shell does not: in quotes, or after `=`."""
     from crosscoop.files import expanded
 
     name, equals, value = option.partition("=") if option.startswith("--") else ("", "", option)

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,12 @@ from crosscoop.errors import CrosscoopError
 
 VARIABLE = re.compile(r"\$(?:{(\w+)}|([A-Za-z_]\w*))")
 HOME = re.compile(r"~[\w.-]*(?=/|$)")
+
+CONFIGS = Path(__file__).parent / "configs"
+"""The configurations that come with the package: in a checkout, a link to `configs`."""
+
+SHIPPED = "crosscoop:"
+"""What the name of one of them begins with wherever a file's path may stand: `crosscoop:voc/cross_c1_c2`."""
 
 
 @contextmanager
@@ -70,13 +77,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def expanded(value: Any) -> Any:
-    """Resolve `~` and environment variables in every string of a configuration, as a shell does.
+    """Resolve `~`, environment variables and `crosscoop:NAME` in every string of a configuration.
 
     Args:
         value: A string, or lists, mappings and namespaces of strings; namespaces are changed in place.
 
     Raises:
-        CrosscoopError: A path contains a variable that is not set, or refers to a user without a home folder.
+        CrosscoopError: A path contains a variable that is not set, or refers to a user without a home folder, or there
+            is no such configuration.
     """
     if isinstance(value, Namespace):
         vars(value).update({key: expanded(entry) for key, entry in vars(value).items()})
@@ -86,6 +94,8 @@ def expanded(value: Any) -> Any:
         return [expanded(entry) for entry in value]
     if not isinstance(value, str):
         return value
+    if value.startswith(SHIPPED):
+        return str(shipped(value.removeprefix(SHIPPED)))
 
     def variable(found: re.Match[str]) -> str:
         name = found[1] or found[2]
@@ -100,6 +110,24 @@ def expanded(value: Any) -> Any:
     except RuntimeError as error:
         raise CrosscoopError(f"got {value}: {error}. Write the path of the home folder in full.") from error
     return VARIABLE.sub(variable, text)
+
+
+def shipped(name: str) -> Path:
+    """Return the file of a configuration that comes with the package.
+
+    Args:
+        name: Its path without suffix, such as voc/cross_c1_c2.
+
+    Raises:
+        CrosscoopError: It does not exist.
+    """
+    name = name.removesuffix(".yaml")
+    files = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in CONFIGS.rglob("*.yaml")}
+    if name not in files:
+        similar = get_close_matches(name, files, n=1)
+        hint = f" Did you mean {SHIPPED}{similar[0]}?" if similar else ""
+        raise CrosscoopError(f"got {SHIPPED}{name}, expected a configuration that crosscoop show-configs lists.{hint}")
+    return files[name]
 
 
 def include_yaml(value: Any, folder: Path, above: tuple[Path, ...] = ()) -> Any:

@@ -7,7 +7,12 @@ from io import StringIO
 
 import pytest
 import yaml
+from test_training import refusal
 from tiny import DATA, QUIET, ROOT, crosscoop
+
+from crosscoop.ablation.grid import read_ablation
+from crosscoop.commands.show_configs import with_parts
+from crosscoop.files import include_yaml, load_yaml
 
 CONFIGS = ROOT / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("parts", "ablation"))
@@ -97,3 +102,34 @@ def test_takes_a_step(tmp_path, monkeypatch, path):
     tiny = f"--network.branches=[{backbones}] --network.pretrained false --network.channels 16 --data.resize null"
     enough = "--data.dataset.num_train 16"  # for a share of unlabelled images
     crosscoop("fit", "--config", path, shlex.join([*DATA, *QUIET]), tiny, enough, "--trainer.fast_dev_run true")
+
+
+# -- by name, wherever the package is installed
+
+
+def test_name_stands_for_the_file_on_the_command_line_and_in_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolved("crosscoop:camvid/cross_c1_c2") == resolved(CONFIGS / "camvid/cross_c1_c2.yaml")
+    (tmp_path / "grid.yaml").write_text("base: crosscoop:voc/cross_c1_c2\ncells: {a: {}}\n")
+    base = include_yaml(load_yaml(CONFIGS / "voc/cross_c1_c2.yaml"), CONFIGS / "voc")
+    assert read_ablation(tmp_path / "grid.yaml").base == base
+
+
+def test_every_copy_holds_what_the_original_includes():
+    for path in CONFIGS.rglob("*.yaml"):
+        original = load_yaml(path)
+        if isinstance(base := original.get("base"), str):  # an ablation's
+            original["base"] = include_yaml(load_yaml(path.parent / base), (path.parent / base).parent)
+        assert yaml.safe_load(with_parts(path)) == include_yaml(original, path.parent), path
+
+
+def test_configurations_are_listed_and_copied(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    crosscoop("show-configs")
+    listed = {line.split()[0].removeprefix("crosscoop:") for line in capsys.readouterr().out.splitlines()}
+    assert listed >= {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in SHIPPED}
+    crosscoop("show-configs", "--copy crosscoop:voc/cross --output mine.yaml")
+    assert "crosscoop fit --config mine.yaml" in (tmp_path / "mine.yaml").read_text()
+    assert resolved("mine.yaml") == resolved("crosscoop:voc/cross")
+    assert "mine.yaml exists" in refusal(capsys, "show-configs", "--copy voc/cross --output mine.yaml")
+    assert "Did you mean crosscoop:voc/cross_c1?" in refusal(capsys, "fit", "--config crosscoop:voc/crossc1")
