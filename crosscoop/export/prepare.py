@@ -1,8 +1,10 @@
 """Preparation of a network for export as a static graph, without changing what it computes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from timm.layers import AvgPool2dSame, Conv2dSame
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
@@ -15,7 +17,9 @@ SAME = (Conv2dSame, MaxPool2dSame, AvgPool2dSame)
 
 
 class Exportable(nn.Module):
-    """Selected outputs of a network as a tuple, with folded batch norm and padding independent of the input size.
+    """Selected outputs of a network as a tuple, with folded batch norm, for images of any size.
+
+    Padding and rotary positions are computed in a way that does not fix the size.
 
     Args:
         network: The network; it is not modified.
@@ -29,6 +33,8 @@ class Exportable(nn.Module):
         for name, module in list(self.network.named_modules()):
             if isinstance(module, SAME):
                 self.network.set_submodule(name, constant_padding(module))
+            if type(module).__name__ == "RotaryEmbeddingDinoV3":  # which older releases of timm lack
+                self.network.set_submodule(name, RotaryPositions(module))
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -83,3 +89,28 @@ class Mirrored(nn.Module):
         plain = nn.Conv2d if isinstance(self.layer, nn.Conv2d) else nn.MaxPool2d
         output: Tensor = plain.forward(self.layer, feature.flip((2, 3)))  # type: ignore[arg-type]
         return output.flip((2, 3))
+
+
+class RotaryPositions(nn.Module):
+    """The rotary positions of DINOv3 for maps whose size is a variable of the graph: timm's take `float(height)`.
+
+    Args:
+        positions: timm's module.
+    """
+
+    def __init__(self, positions: Any) -> None:
+        super().__init__()
+        self.offset, self.halves = positions.grid_offset, positions.rotate_half
+        self.periods: Tensor = positions.periods
+
+    def get_embed(self, shape: Sequence[int]) -> Tensor:
+        """Return sine and cosine of each position, `(height * width, 2 * dim)`, as timm's module does.
+
+        Args:
+            shape: Height and width of the map.
+        """
+        axes = [(torch.arange(side, device=self.periods.device) + 0.5 + self.offset) / side for side in shape]
+        grid = 2 * torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1) - 1
+        angles = (2 * math.pi * grid[:, :, None] / self.periods).flatten(1)
+        angles = torch.cat([angles, angles], -1) if self.halves else angles.repeat_interleave(2, -1)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
