@@ -17,7 +17,7 @@ import pytest
 import torch
 from processes import Python, in_ranks, ranks, written_below
 from test_interruption import assert_same
-from tiny import Recorder, assert_equal, crosscoop, fit, load
+from tiny import DATA, NETWORK, QUIET, Recorder, assert_equal, crosscoop, fit, load
 from torch.nn.parallel import DistributedDataParallel
 
 from crosscoop.data import SegmentationData, Streets
@@ -239,6 +239,37 @@ def test_gradients_are_those_of_the_joined_batch_however_much_is_void(tmp_path, 
     for rank in range(world_size):
         given = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-12)
+
+
+# -- launchers other than Lightning's
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+CROSSCOOP = [sys.executable, "-m"]
+
+
+def slurm(rank):
+    """What srun tells a task."""
+    numbers = {"JOB_ID": os.getpid() % 5000, "NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": rank, "LOCALID": rank}
+    named = {"JOB_NAME": "train", "NODEID": "0", "NODELIST": "localhost"}
+    return {f"SLURM_{name}": str(value) for name, value in {**numbers, **named}.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_other_launchers_train_and_resume(tmp_path, launcher):
+    torchrun, run = launcher == "torchrun", tmp_path / "run"
+    front, environments = ([*TORCHRUN, "crosscoop", "--"], [{}]) if torchrun else (
+        [*CROSSCOOP, "crosscoop"], [slurm(0), slurm(1)]
+    )  # fmt: skip
+    for epochs in (1, 2):
+        words = [*NETWORK, *DATA, *QUIET, *TWO.split(), "--resume", "--trainer.max_epochs", str(epochs)]
+        command = [*front, "fit", "--run", str(run), *words, "--data.dataset.num_train", "8"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes = [subprocess.Popen(command, env=os.environ | each, **pipes) for each in environments]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+        assert load(run / "last.ckpt")["global_step"] == 2 * epochs  # 8 crops, 2 ranks, batches of 2
+        assert "".join(outputs).count("Best of") == 1, outputs
 
 
 # -- ranks that die or are asked to end
