@@ -90,3 +90,17 @@ def resize(feature: Tensor, size: Size | tuple[int, int]) -> Tensor:
     if feature.shape[-2:] == size:
         return feature
     return functional.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_sparsely(feature: Tensor, size: Size | tuple[int, int], step: int) -> Tensor:
+    """Return `resize(feature, size)[..., step // 2 :: step, step // 2 :: step]`, without computing the other pixels."""
+    for dimension, side in zip((-2, -1), size, strict=True):
+        last = feature.shape[dimension] - 1
+        pixels = torch.arange(step // 2, side, step, device=feature.device)
+        place = ((pixels + 0.5) * ((last + 1) / side) - 0.5).clamp(0, last)
+        before = place.long()
+        share = (place - before).to(feature.dtype)
+        share = share[:, None] if dimension == -2 else share
+        first, second = (feature.index_select(dimension, at) for at in (before, (before + 1).clamp(max=last)))
+        feature = first.lerp(second, share)
+    return feature

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import DeepLabV3Plus, create_network, precision
 from crosscoop.network.fold import fold_batch_norm
-from crosscoop.network.layers import BatchNorm2d, ConvNormAct, DepthwiseConv2d, resize
+from crosscoop.network.layers import BatchNorm2d, ConvNormAct, DepthwiseConv2d, resize, resize_sparsely
 from crosscoop.training.loss import CrossEntropy
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm
 
@@ -298,6 +298,13 @@ def test_resize_is_half_pixel_bilinear_and_free_where_the_size_fits():
     feature = torch.tensor([[[[0.0, 1.0]]]])
     assert resize(feature, (1, 2)) is feature
     torch.testing.assert_close(resize(feature, (1, 4)), torch.tensor([[[[0.0, 0.25, 0.75, 1.0]]]]))
+
+
+@pytest.mark.parametrize(("height", "width", "step"), [(32, 64, 4), (50, 67, 4), (5, 9, 1), (3, 4, 2)])
+def test_sparse_resizing_takes_the_pixels_of_the_full_one(height, width, step):
+    feature = torch.randn(2, 3, 5, 9)
+    expected = resize(feature, (height, width))[..., step // 2 :: step, step // 2 :: step]
+    torch.testing.assert_close(resize_sparsely(feature, (height, width), step), expected)
 
 
 @pytest.mark.parametrize("rate", [1, 2, 3, 6, 13])

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from tiny import ROOT, STREETS
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import crosscoop
@@ -51,6 +52,14 @@ def test_a_loader_of_pairs_trains_and_its_checkpoint_is_whole(tmp_path):
     names = {"val/loss", "val/loss/top", "val/loss/bottom", "val/miou", "val/miou/top", "val/miou/ensemble"}
     assert names | {"train/loss", "train/loss/top", "train/loss/bottom", "val/iou/a"} <= set(logged)
     assert logged["val/loss"] == pytest.approx(logged["val/loss/top"] + logged["val/loss/bottom"], rel=1e-5)
+    with torch.no_grad():
+        losses = [
+            functional.cross_entropy(
+                own.network(image.float() / 255)[0][..., 2::4, 2::4], mask[:, 2::4, 2::4].long(), ignore_index=255
+            )
+            for image, mask in loader
+        ]
+    assert logged["val/loss/top"] == pytest.approx(float(sum(losses)) / len(losses), rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
