@@ -186,6 +186,36 @@ def test_nan_in_one_rank_is_left_out_by_all(tmp_path):
     assert load(tmp_path / "run" / "last.ckpt")["callbacks"]["NonFinite"] == {"skipped": 1}
 
 
+FROZEN = "--network.freeze [backbones] --network.freeze_epochs 1 --data.balance true --data.dataset.num_train 8"
+
+
+def train_frozen_and_balanced(rank, folder):
+    fit(folder / "run", TWO, FROZEN, "--trainer.max_epochs 2 --checkpoint.save_top_k -1 --checkpoint.monitor epoch",
+        "--trainer.callbacks+=tiny.Recorder")  # fmt: skip
+    recorder = Recorder.latest
+    torch.save({"first": recorder.first, "last": recorder.module.state_dict()}, folder / f"{rank}.pt")
+    (folder / f"draws{rank}.json").write_text(json.dumps([*zip(recorder.epochs, recorder.names, strict=True)]))
+
+
+def test_two_ranks_freeze_and_balance_as_one(tmp_path):
+    assert in_ranks(tmp_path, 2, train_frozen_and_balanced, tmp_path) == [0, 0]
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    weights = {key for key in one["first"] if key.endswith("weight") and one["first"][key].ndim == 4}
+    backbones = {key for key in weights if ".backbone." in key}
+    (path,) = (tmp_path / "run").glob("epoch=0-*.ckpt")
+    frozen = load(path)["state_dict"]
+    assert {key for key in weights if torch.equal(frozen[key], one["first"][key])} == backbones
+    assert not any(torch.equal(one["last"][key], one["first"][key]) for key in backbones)
+    assert_equal({key: one["last"][key] for key in sorted(weights)}, {key: two["last"][key] for key in sorted(weights)})
+
+    fit(tmp_path / "alone", FROZEN, "--trainer.max_epochs 2 --data.batch_size 4 --trainer.callbacks+=tiny.Recorder")
+    alone = [(epoch, name) for epoch, names in zip(Recorder.latest.epochs, Recorder.latest.names, strict=True)
+             for name in names]  # fmt: skip
+    ranks_draws = [json.loads((tmp_path / f"draws{rank}.json").read_text()) for rank in (0, 1)]
+    both = [(epoch, name) for each in ranks_draws for epoch, names in each for name in names]
+    assert sorted(both) == sorted(alone) and len(both) == 16
+
+
 def test_only_the_first_rank_writes_and_prints(folder):
     first, second = (json.loads((folder / f"rank{rank}.json").read_text())["written"] for rank in (0, 1))
     assert second == []
