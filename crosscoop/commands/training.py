@@ -152,7 +152,11 @@ class TrainingCLI(LightningCLI):
         if config.trainer.enable_model_summary is not False and not config.trainer.barebones:
             self.trainer_defaults["callbacks"].append(NetworkSummary(config.data.crop_size))
         config.trainer.enable_model_summary = False  # NetworkSummary replaces it
-        for _, options in components(config.trainer.logger):
+        for name, options in components(config.trainer.logger):
+            if name == "MLFlowLogger" and not (options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+                run.mkdir(parents=True, exist_ok=True)
+                options.tracking_uri = f"sqlite:///{run.absolute()}/mlflow.db"  # MLflow 3 refuses plain files
+                options.artifact_location = options.artifact_location or str(run.absolute() / "mlruns")
             for place in {"save_dir", "root_dir"}.intersection(vars(options) if options else ()):
                 if options[place] in (None, "", ".", "./mlruns"):  # the loggers' defaults
                     options[place] = str(run / (options[place] or ""))

@@ -7,12 +7,40 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
+from crosscoop.errors import CrosscoopError
 from crosscoop.training.lightning_fixes import keep_wandb_on_disk, leave_wandb, wandb_has_begun
+
+
+class WatchGradients(pl.Callback):
+    """Histograms of the gradients in Weights & Biases, by `wandb.watch`.
+
+    Args:
+        log: gradients, parameters or all.
+        log_freq: Steps between two histograms.
+    """
+
+    def __init__(self, log: Literal["gradients", "parameters", "all"] = "gradients", log_freq: int = 100) -> None:
+        self.kind, self.log_freq = log, log_freq  # Lightning gives callbacks its own `log`
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watch the network.
+
+        Raises:
+            CrosscoopError: W&B is not a logger of this run.
+        """
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if not loggers:
+            raise CrosscoopError("trainer.callbacks: WatchGradients needs --trainer.logger WandbLogger.")
+        for logger in loggers:
+            logger.watch(pl_module, log=self.kind, log_freq=self.log_freq, log_graph=False)
 
 
 def keep_wandb_run(config: Namespace, run: Path, again: bool) -> None:
@@ -33,16 +61,18 @@ def keep_wandb_run(config: Namespace, run: Path, again: bool) -> None:
             if again and record.is_file():
                 options.id = record.read_text().strip()
             else:
-                options.id = secrets.token_hex(4)
+                options.id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # the former in a sweep
                 if getattr(rank_zero_only, "rank", 0) == 0:
                     record.parent.mkdir(parents=True, exist_ok=True)
                     record.write_text(options.id + "\n")
         if not options.get("offline") and (reason := unreachable()):
-            options.offline = True
+            without = " without the checkpoints (log_model)" if options.get("log_model") else ""
+            options.offline, options.log_model = True, False  # Lightning refuses both
             if getattr(rank_zero_only, "rank", 0) == 0:
                 given = options.get("save_dir")
                 where = shlex.quote(str((run if given in (None, "", ".") else Path(given)) / "wandb"))
-                print(f"W&B: {reason}. The run is kept on disk; upload it with: wandb sync {where}/offline-run-*")
+                what = f"The run is kept on disk{without}; upload it with: wandb sync {where}/offline-run-*"
+                print(f"W&B: {reason}. {what}")
 
 
 def unreachable() -> str | None:

@@ -82,7 +82,8 @@ def wandb_run(tmp_path_factory):
     pytest.importorskip("wandb")
     folder = tmp_path_factory.mktemp("wandb") / "run"
     options = f"{logger('WandbLogger', offline='true', project='t')} {EVERY_STEP} --trainer.max_epochs 2"
-    process = in_a_process(folder, f"{options} --pictures.num_images 2", f"import os; os.chdir({str(folder.parent)!r})")
+    options += " --pictures.num_images 2 --trainer.callbacks+=WatchGradients --trainer.callbacks.log_freq 1"
+    process = in_a_process(folder, options, f"import os; os.chdir({str(folder.parent)!r})")
     output = process.read()
     assert process.returncode == 0, output
     assert {path.name for path in folder.parent.iterdir()} == {"run"}
@@ -106,6 +107,11 @@ def test_wandb_has_every_figure(wandb_run):
     assert steps == {step: pytest.approx(0.007 * (1 - step / 4) ** 0.9) for step in range(4)}
     figures = [row["val/miou"] for row in rows if "val/miou" in row]
     assert figures == pytest.approx([row["val/miou/ensemble"] for row in history(folder)])
+
+
+def test_wandb_has_histograms_of_the_gradients(wandb_run):
+    names = {key for row in wandb_run[1] for key in row if key.startswith("gradients/")}
+    assert any(".backbone." in name for name in names) and any(".classifier." in name for name in names)
 
 
 def test_wandb_has_the_whole_configuration(wandb_run):
@@ -185,7 +191,7 @@ def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("HOME", str(tmp_path))  # no login
         for epochs in (1, 2):
-            options = f"{logger('WandbLogger', project='t')} --resume --trainer.max_epochs {epochs}"
+            options = f"{logger('WandbLogger', project='t', log_model='all')} --resume --trainer.max_epochs {epochs}"
             process = in_a_process(tmp_path / "run", options)
             output += process.read()
             assert process.returncode == 0, output
@@ -193,6 +199,7 @@ def test_wandb_without_server_or_key_is_kept_on_disk_and_resumed_as_one_run(tmp_
             server.shutdown()
     assert output.count(f"wandb sync {tmp_path}/run/wandb/offline-run-*") == 2
     assert ("API key" if way == "no key" else "cannot be reached") in output
+    assert output.count("without the checkpoints (log_model)") == 2
     runs = [path.name.split("-")[3] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert set(runs) == {(tmp_path / "run" / "wandb.id").read_text().strip()}
 
