@@ -8,7 +8,8 @@ from torchmetrics.segmentation import MeanIoU
 
 from benchmarks.measure import Row, Setting, compare
 from crosscoop.evaluation.inference import upsampled_labels
-from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
+from crosscoop.evaluation.metrics import ConfusionMatrix
+from crosscoop.evaluation.scores import Scores
 
 CLASSES = 19
 VOID = 255

@@ -24,8 +24,8 @@ from benchmarks.document import number
 from benchmarks.measure import Row, Setting, compare, in_turn, quartiles
 from crosscoop.commands.prepare_data import prepare_data
 from crosscoop.data import Cityscapes, Folder, PascalVOC, SegmentationData, SegmentationDataset, images
-from crosscoop.data.datamodule import collate
 from crosscoop.data.datasets.folder import Split
+from crosscoop.data.loaders import collate
 from crosscoop.data.samples import FileSample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

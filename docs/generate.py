@@ -195,8 +195,9 @@ MODULES = (
     *("crosscoop.network.deeplabv3plus", "crosscoop.network.smp", "crosscoop.network.mmseg"),
     *("crosscoop.network.freeze", "crosscoop.network.cost", "crosscoop.data", "crosscoop.data.dataset"),
     *("crosscoop.data.datasets.folder", "crosscoop.data.images", "crosscoop.evaluation.inference"),
-    *("crosscoop.evaluation.metrics", "crosscoop.evaluation.boundary", "crosscoop.prediction.predictor"),
-    *("crosscoop.prediction.pictures", "crosscoop.training.task", "crosscoop.training.weights"),
+    *("crosscoop.evaluation.metrics", "crosscoop.evaluation.scores", "crosscoop.evaluation.boundary"),
+    *("crosscoop.prediction.predictor", "crosscoop.prediction.pictures"),
+    *("crosscoop.training.task", "crosscoop.training.weights"),
     *("crosscoop.training.loss", "crosscoop.training.objective", "crosscoop.training.objective.teaching"),
     "crosscoop.training.callbacks",
 )

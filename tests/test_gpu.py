@@ -25,7 +25,8 @@ import crosscoop as package
 from crosscoop.data import SegmentationData
 from crosscoop.evaluation.boundary import BoundaryIoU
 from crosscoop.evaluation.inference import upsampled_labels
-from crosscoop.evaluation.metrics import BranchComparison, count_pairs
+from crosscoop.evaluation.metrics import BranchComparison
+from crosscoop.evaluation.scores import count_pairs
 from crosscoop.network.cooperative import Cascade
 from crosscoop.training.loss import CrossEntropy
 from crosscoop.training.sync_batchnorm import TimmSyncBatchNorm

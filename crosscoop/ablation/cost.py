@@ -8,8 +8,7 @@ import torch
 
 from crosscoop.ablation.grid import Cell
 from crosscoop.checkpoints.about import without_start
-from crosscoop.data import SegmentationData
-from crosscoop.data.datamodule import open_data
+from crosscoop.data.loaders import SegmentationLoaders, open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.network import CooperativeNetwork, create_network
 from crosscoop.network.cost import count_macs, count_parameters
@@ -59,7 +58,7 @@ def measure(cell: Cell) -> Cost:
             ) from error
 
 
-def _count(cell: Cell, data: SegmentationData, device: str) -> Cost:
+def _count(cell: Cell, data: SegmentationLoaders, device: str) -> Cost:
     with torch.device(device):
         network = _network(cell, data.dataset.num_classes).eval()
         crop = torch.zeros(1, 3, data.crop_size, data.crop_size)

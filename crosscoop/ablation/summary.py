@@ -10,8 +10,8 @@ from scipy.stats import ttest_1samp
 
 from crosscoop.ablation.grid import Ablation
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.metrics import SECONDARY
 from crosscoop.evaluation.records import ALL, branch_shares, compared_branches, describe, figures_of, per_class_of
+from crosscoop.evaluation.scores import SECONDARY
 from crosscoop.network.outputs import CASCADE, branches_of, main_output
 
 

@@ -13,7 +13,6 @@ import torch
 from crosscoop.checkpoints.about import About, about_checkpoint, without_start
 from crosscoop.errors import CrosscoopError
 from crosscoop.network.cooperative import CooperativeNetwork
-from crosscoop.network.create import create_network
 
 
 def read_checkpoint_network(path: str | Path) -> tuple[CooperativeNetwork, About]:
@@ -22,6 +21,8 @@ def read_checkpoint_network(path: str | Path) -> tuple[CooperativeNetwork, About
     Raises:
         CrosscoopError: The file does not exist, `crosscoop fit` did not write it, or its weights do not fit.
     """
+    from crosscoop.network.create import create_network  # slow to import
+
     content = read_checkpoint(path)
     own = content["crosscoop"]
     if own["config"]["network"] is None:

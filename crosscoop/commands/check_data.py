@@ -15,8 +15,9 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from crosscoop.data import VOID, Sample, SegmentationData, SegmentationDataset
+from crosscoop.data import VOID, Sample, SegmentationDataset
 from crosscoop.data.check import Fault, files_of, nothing_to_learn, overlap
+from crosscoop.data.loaders import SegmentationLoaders
 from crosscoop.data.peculiarities import Note, of_sample, summed_up
 from crosscoop.data.pipeline import check_pair, check_values
 from crosscoop.data.samples import MissingFilesError, SplitError, UnknownSplitError
@@ -25,7 +26,9 @@ from crosscoop.evaluation.records import percent
 from crosscoop.files import note, shorten, write_json
 
 
-def check_data(data: SegmentationData, workers: int | None = None, output: str | None = None, show: int = 10) -> None:
+def check_data(
+    data: SegmentationLoaders, workers: int | None = None, output: str | None = None, show: int = 10
+) -> None:
     """Check every image and mask of a data set's training, validation and test splits for faults.
 
       crosscoop check-data --config configs/voc/parts/data.yaml

@@ -16,7 +16,7 @@ from PIL import Image
 from crosscoop.ablation.engine import signals_raised
 from crosscoop.checkpoints.read import read_checkpoint
 from crosscoop.data import Sample
-from crosscoop.data.datamodule import open_data
+from crosscoop.data.loaders import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.files import note

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from crosscoop.checkpoints.join import joined
 from crosscoop.checkpoints.read import find_checkpoint
-from crosscoop.data.datamodule import open_data
+from crosscoop.data.loaders import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.combine import Operation, fit, operations, sample_pixels
 from crosscoop.files import replacing

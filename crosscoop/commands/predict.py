@@ -17,9 +17,10 @@ from rich.progress import track
 from crosscoop.checkpoints.read import find_checkpoint, read_checkpoint
 from crosscoop.commands.options import run as run_function
 from crosscoop.commands.options import spelled, values_of
-from crosscoop.data import VOID, Sample, SegmentationData
+from crosscoop.data import VOID, Sample
 from crosscoop.data.check import files_of
 from crosscoop.data.dataset import Array
+from crosscoop.data.loaders import SegmentationLoaders
 from crosscoop.data.peculiarities import of_image, summed_up
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
@@ -36,7 +37,7 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 def predict(
     images: str | None = None,
     split: str | None = None,
-    data: SegmentationData | None = None,
+    data: SegmentationLoaders | None = None,
     run: str | None = None,
     ckpt_path: str | None = None,
     output: str | None = None,
@@ -147,7 +148,7 @@ def predict(
 
 
 def samples_of(
-    data: SegmentationData, split: str, checkpoint: Path, class_names: Sequence[str]
+    data: SegmentationLoaders, split: str, checkpoint: Path, class_names: Sequence[str]
 ) -> tuple[dict[str, Sample], str]:
     """Return a split's samples by name, and a description of where they come from.
 

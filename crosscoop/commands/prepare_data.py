@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.progress import track
 
-from crosscoop.data import SegmentationData
+from crosscoop.data.loaders import SegmentationLoaders
 from crosscoop.data.prepared import PreparedSample, decode, fingerprint, only_files, read_index, write_index
 from crosscoop.errors import CrosscoopError
 
 
-def prepare_data(data: SegmentationData, output: str, splits: str | None = None) -> None:
+def prepare_data(data: SegmentationLoaders, output: str, splits: str | None = None) -> None:
     """Decode a data set once, for faster training.
 
       crosscoop prepare-data --config configs/cityscapes/cross_c1_c2.yaml --output data/cityscapes_prepared

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from crosscoop.ablation.grid import Cell, read_ablation, with_best
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import note, replacing, shorten
 from crosscoop.report.gallery import make_gallery
 from crosscoop.report.page import render
 from crosscoop.report.runs import read_runs
+
+if TYPE_CHECKING:
+    from crosscoop.ablation.grid import Cell
 
 
 def report(
@@ -51,7 +53,7 @@ def report(
     print(f"Report: {output} ({len(page) / 1e6:.1f} MB)")
 
 
-def cells_of(folder: Path) -> list[tuple[Cell, Path]]:
+def cells_of(folder: Path) -> list[tuple["Cell", Path]]:
     """Return the trained cells of an ablation with its first seed, and the folder of the first test of each.
 
     Args:
@@ -62,6 +64,8 @@ def cells_of(folder: Path) -> list[tuple[Cell, Path]]:
     """
     if not (folder / "ablation.yaml").is_file():
         return []
+    from crosscoop.ablation.grid import read_ablation, with_best  # slow to import
+
     ablation = with_best(read_ablation(folder / "ablation.yaml"), folder)
     cells = [cell for cell in ablation.all_cells(folder) if cell.seed == ablation.seeds[0]]
     trained = [cell for cell in cells if (cell.folder / "config.yaml").is_file()]

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from crosscoop.data import Cityscapes, Sample, SegmentationData
+from crosscoop.data import Cityscapes, Sample
 from crosscoop.data.dataset import Array
 from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN
 from crosscoop.data.images import read_mask
+from crosscoop.data.loaders import SegmentationLoaders
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU  # noqa: F401  (a metric that the command line offers by name)
@@ -27,7 +28,7 @@ OUTPUT = "predictions"
 
 def score(
     predictions: str,
-    data: SegmentationData,
+    data: SegmentationLoaders,
     split: str | None = None,
     label_ids: bool = False,
     metrics: Sequence[MetricFactory] = (),
@@ -125,7 +126,7 @@ def free_output(path: Path) -> Path:
     return path
 
 
-def evaluated_mask(sample: Sample, data: SegmentationData) -> Array:
+def evaluated_mask(sample: Sample, data: SegmentationLoaders) -> Array:
     """Return the mask `(H, W)` on which a sample is evaluated; all void for unlabelled samples.
 
     Args:

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from crosscoop.data import VOID, SegmentationData
+from crosscoop.data import VOID
 from crosscoop.data.balance import count_classes
+from crosscoop.data.loaders import SegmentationLoaders
 from crosscoop.errors import CrosscoopError
 from crosscoop.prediction.pictures import save_balance, save_comparison
 
 
-def show_data(data: SegmentationData, output: str = "data-preview", num_images: int = 8, num_crops: int = 200) -> None:
+def show_data(
+    data: SegmentationLoaders, output: str = "data-preview", num_images: int = 8, num_crops: int = 200
+) -> None:
     """Draw augmented training samples with their masks, and the balance of the classes.
 
       crosscoop show-data --config configs/voc/cross_c1_c2.yaml
@@ -49,7 +52,7 @@ def show_data(data: SegmentationData, output: str = "data-preview", num_images: 
     print(f"Samples: {folder / 'samples.png'}\nClass balance: {folder / 'classes.png'}")
 
 
-def _crops(data: SegmentationData) -> Iterator[dict[str, Any]]:
+def _crops(data: SegmentationLoaders) -> Iterator[dict[str, Any]]:
     """Yield image, mask and weak view of every crop of training, epoch after epoch, as arrays."""
     loader = data.train_dataloader()
     epoch = 0

@@ -10,10 +10,11 @@ from typing import Literal
 
 from PIL import Image
 
-from crosscoop.data import VOID, Cityscapes, PascalVOC, SegmentationData
+from crosscoop.data import VOID, Cityscapes, PascalVOC
 from crosscoop.data.dataset import colormap
 from crosscoop.data.datasets.cityscapes import TRAIN_TO_LABEL
 from crosscoop.data.images import read_mask
+from crosscoop.data.loaders import SegmentationLoaders
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.label_files import check_size, each_prediction
@@ -25,7 +26,7 @@ PALETTE = bytes(channel for color in colormap(256) for channel in color)
 
 def submit(
     predictions: str,
-    data: SegmentationData,
+    data: SegmentationLoaders,
     output: str,
     split: str = "test",
     competition: Literal["comp5", "comp6"] = "comp6",

@@ -26,7 +26,7 @@ from crosscoop.checkpoints.fits import check_fits
 from crosscoop.checkpoints.read import find_checkpoint, read_checkpoint
 from crosscoop.commands.options import explained, spelled, values_of
 from crosscoop.data import SegmentationData
-from crosscoop.data.datamodule import open_data
+from crosscoop.data.loaders import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.files import expanded, note

@@ -1,5 +1,6 @@
 """Data sets and their loading in batches."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from crosscoop.data.dataset import VOID, Sample, SegmentationDataset
@@ -12,15 +13,15 @@ from crosscoop.data.samples import FileSample
 
 if TYPE_CHECKING:
     from crosscoop.data.datamodule import SegmentationData
+    from crosscoop.data.loaders import SegmentationLoaders
 else:
 
     def __getattr__(name: str) -> object:
-        """Import SegmentationData on first use: it imports Lightning, which reading an image does not need."""
-        if name != "SegmentationData":
+        """Import a class on first use: reading an image needs neither loaders nor Lightning."""
+        modules = {"SegmentationData": "datamodule", "SegmentationLoaders": "loaders"}
+        if name not in modules:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from crosscoop.data.datamodule import SegmentationData
-
-        return SegmentationData
+        return getattr(importlib.import_module(f"crosscoop.data.{modules[name]}"), name)
 
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "Sample",
     "SegmentationData",
     "SegmentationDataset",
+    "SegmentationLoaders",
     "Streets",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscoop.data.dataset import VOID
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.evaluation.inference import upsampled_labels
-from crosscoop.evaluation.metrics import Scores, count_pairs
+from crosscoop.evaluation.scores import Scores, count_pairs
 from crosscoop.network.cooperative import CooperativeNetwork, confidence
 from crosscoop.network.ensemble import Ensemble
 from crosscoop.network.layers import resize

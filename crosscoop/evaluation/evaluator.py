@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
-from torchmetrics import Metric, SumMetric
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.metrics import ConfusionMatrix, MetricFactory, Scores, SegmentationMetric, count_pairs
+from crosscoop.evaluation.metrics import ConfusionMatrix, Metric, MetricFactory, SegmentationMetric, Total
+from crosscoop.evaluation.scores import Scores, count_pairs
 
 RESERVED = ("stage", "num_images", "protocol", "outputs", "absent_classes", "iou_per_class", "predictions", "epoch")
 """Other keys beside the metrics in `metrics.json`."""
@@ -31,7 +31,7 @@ class Evaluator(nn.Module):
         super().__init__()
         self.class_names = list(class_names)
         number = len(self.class_names)
-        self.images = SumMetric()
+        self.images = Total()
         self.confusion = nn.ModuleDict({output: ConfusionMatrix(number) for output in outputs})
         self.further = nn.ModuleDict(
             {output: nn.ModuleList([make(number) for make in metrics]) for output in self.confusion}
@@ -73,15 +73,18 @@ class Evaluator(nn.Module):
 
     def _scores(self, output: str) -> Scores:
         confusion, *further = self._of(output)
-        scores = Scores(confusion.compute().cpu(), self.class_names)
+        with confusion.over_ranks():
+            scores = Scores(confusion.compute().cpu(), self.class_names)
         figures: dict[str, Tensor] = {}
         for metric in further:
             taken = {*scores.figures, *scores.per_class, *figures, *RESERVED}
-            figures |= checked(cast(SegmentationMetric, metric), metric.compute(), taken)
+            with metric.over_ranks():
+                figures |= checked(metric, metric.compute(), taken)
         return Scores(scores.counts, self.class_names, figures)
 
-    def _of(self, output: str) -> list[Metric]:
-        return [cast(Metric, self.confusion[output]), *cast(Iterable[Metric], self.further[output])]
+    def _of(self, output: str) -> tuple[ConfusionMatrix, *tuple[SegmentationMetric, ...]]:
+        further = cast(Iterable[SegmentationMetric], self.further[output])
+        return cast(ConfusionMatrix, self.confusion[output]), *further
 
     def every_metric(self) -> Iterator[Metric]:
         """Yield the metrics of all outputs, and the number of images."""

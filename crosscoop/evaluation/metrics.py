@@ -1,21 +1,87 @@
-"""Metrics of semantic segmentation over a whole split: the confusion matrix, and the interface of further metrics."""
+"""What counts over a whole split and all ranks: the confusion matrix, the interface of further metrics, branches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, distributed, nn
 
+from crosscoop.evaluation.scores import count_pairs, rows_of
 from crosscoop.network.outputs import ENSEMBLE
 
-SECONDARY = ("mean_class_accuracy", "frequency_weighted_iou")
-"""Metrics over all classes that only records and tables contain."""
 
-PER_CLASS = "_per_class"
-"""The end of the keys of metrics per class in records."""
+class Metric(nn.Module):
+    """States that are summed over batches, processes and ranks, as in torchmetrics' class of this name.
+
+    torchmetrics takes twice as long to import as torch. The states are not buffers, which DDP would overwrite by those
+    of the first rank, and weight averaging would average.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[str, Tensor] = {}
+
+    def add_state(self, name: str, default: Tensor, dist_reduce_fx: Literal["sum"] = "sum") -> None:
+        """Add a state, an attribute of this name.
+
+        Args:
+            name: Its name.
+            default: Its value before the first batch: zeros.
+            dist_reduce_fx: How those of several ranks are combined; only sum is exact over any number of ranks.
+        """
+        self.states[name] = default
+        setattr(self, name, default.clone())
+
+    def reset(self) -> None:
+        """Reset all states."""
+        for name, default in self.states.items():
+            setattr(self, name, default.clone().to(getattr(self, name).device))
+
+    def merge_state(self, other: "Metric") -> None:
+        """Add what another instance has counted."""
+        for name in self.states:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @contextmanager
+    def over_ranks(self) -> Iterator[None]:
+        """Sum the states over all ranks within the block; every rank must enter it."""
+        own = {name: getattr(self, name) for name in self.states}
+        if distributed.is_available() and distributed.is_initialized():
+            for name, state in own.items():
+                setattr(self, name, state.clone())
+                distributed.all_reduce(getattr(self, name))
+        yield
+        for name, state in own.items():
+            setattr(self, name, state)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Metric":
+        """Move the states to another device with the module, but keep their type: counts are exact."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self.states:
+            state = getattr(self, name)
+            setattr(self, name, state.to(fn(state).device))
+        return self
+
+
+class Total(Metric):
+    """A sum of numbers."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()))
+
+    def update(self, number: float | Tensor) -> None:
+        """Add a number."""
+        self.total += number
+
+    def compute(self) -> float:
+        """Return the sum over all ranks."""
+        with self.over_ranks():
+            return float(self.total)
 
 
 class ConfusionMatrix(Metric):
@@ -29,13 +95,12 @@ class ConfusionMatrix(Metric):
             which files may contain but networks never predict, are counted as wrong in an additional last column.
     """
 
-    full_state_update = False
     counts: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64))
 
     def update(self, labels: Tensor, mask: Tensor) -> None:
         """Count a batch.
@@ -47,7 +112,7 @@ class ConfusionMatrix(Metric):
         self.counts += count_pairs(labels, mask, self.num_classes)
 
     def compute(self) -> Tensor:
-        """Return the counts `(num_classes, num_classes + 1)`, summed over ranks."""
+        """Return the counts `(num_classes, num_classes + 1)`."""
         return self.counts
 
 
@@ -55,14 +120,12 @@ class SegmentationMetric(Metric, ABC):
     """The interface of a further metric: one instance measures one output over a split.
 
     To define your own metric, write a subclass whose constructor takes `num_classes` first; further arguments come from
-    `init_args` in YAML. Keep the counts in torchmetrics' states (`self.add_state(name, zeros, dist_reduce_fx="sum")`),
-    so that the metric is exact over any number of ranks.
+    `init_args` in YAML. Keep the counts in states (`self.add_state(name, zeros)`), attributes of these names: the
+    metric is then exact over any number of ranks.
 
     Args:
         num_classes: The number of classes.
     """
-
-    full_state_update = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -98,7 +161,6 @@ class BranchComparison(Metric):
         branches: The names of two or more branches. The size of the counts grows linearly with their number.
     """
 
-    full_state_update = False
     right: Tensor
     disagreeing: Tensor
 
@@ -107,8 +169,8 @@ class BranchComparison(Metric):
         self.num_classes, self.branches = num_classes, list(branches)
         self.cases = len(branches) + 2
         zeros = torch.zeros(num_classes, self.cases, 2, dtype=torch.int64)
-        self.add_state("right", zeros, dist_reduce_fx="sum")
-        self.add_state("disagreeing", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("right", zeros)
+        self.add_state("disagreeing", torch.zeros(num_classes, dtype=torch.int64))
 
     def update(self, outputs: Mapping[str, Tensor], mask: Tensor) -> None:
         """Count a batch.
@@ -133,7 +195,7 @@ class BranchComparison(Metric):
         self.disagreeing += labelled[..., 1].sum((1, 2))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the counts, summed over ranks.
+        """Return the counts.
 
         Returns:
             Pixels `(num_classes, branches + 2, 2)` by true class, by the only branch that is right (index 0: none,
@@ -141,110 +203,3 @@ class BranchComparison(Metric):
             on which the branches do not all predict the same class.
         """
         return self.right, self.disagreeing
-
-
-def rows_of(mask: Tensor, num_classes: int) -> Tensor:
-    """Map classes to 1 to `num_classes`, other values to 0 and `num_classes + 1` (faster than selecting pixels)."""
-    return mask.clamp(min=-1 if mask.dtype.is_signed else 0, max=num_classes).int() + 1  # clamp before it can overflow
-
-
-def count_pairs(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Count pixels `(num_classes, num_classes + 1)` by true and predicted class, see `ConfusionMatrix`."""
-    columns = labels.clamp(max=num_classes)
-    if columns.dtype.is_signed:
-        columns = columns.where(columns >= 0, num_classes)
-    pairs = rows_of(mask, num_classes) * (num_classes + 1) + columns
-    counts = torch.bincount(pairs.flatten(), minlength=(num_classes + 2) * (num_classes + 1))
-    return counts.view(num_classes + 2, num_classes + 1)[1:-1]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The metrics of one output on one split.
-
-    Attributes:
-        counts: Confusion matrix `(num_classes, num_classes + 1)` on the CPU, see `ConfusionMatrix`.
-        class_names: One name per class.
-        further: Values of further metrics on the CPU, see `SegmentationMetric`.
-    """
-
-    counts: Tensor
-    class_names: Sequence[str]
-    further: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def hits(self) -> Tensor:
-        """Correctly labelled pixels per class."""
-        return self.counts.diagonal()
-
-    @property
-    def true(self) -> Tensor:
-        """Pixels per true class."""
-        return self.counts.sum(1)
-
-    @property
-    def iou(self) -> Tensor:
-        """IoU per class in [0, 1], float64; nan for classes that occur neither in the masks nor in the predictions."""
-        predicted = self.counts.sum(0)[:-1]
-        return self.hits.double() / (self.true + predicted - self.hits).double()
-
-    @property
-    def miou(self) -> float:
-        """Mean IoU over the classes that are present."""
-        return float(self.iou.nanmean())
-
-    @property
-    def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that are predicted correctly."""
-        return float(self.hits.sum().double() / self.true.sum().double())
-
-    @property
-    def mean_class_accuracy(self) -> float:
-        """Mean over the classes in the masks of the share of their pixels that are predicted correctly."""
-        return float((self.hits.double() / self.true.double()).nanmean())
-
-    @property
-    def frequency_weighted_iou(self) -> float:
-        """Mean IoU, with each class weighted by its number of pixels in the masks."""
-        return float((self.iou.nan_to_num() * self.true.double()).sum() / self.true.sum().double())
-
-    @property
-    def absent(self) -> list[str]:
-        """Classes left out of the mean because they occur neither in the masks nor in the predictions."""
-        return [name for name, iou in zip(self.class_names, self.iou, strict=True) if iou.isnan()]
-
-    @property
-    def figures(self) -> dict[str, float | None]:
-        """Each metric over all classes by name; None if it is undefined."""
-        figures = {
-            "miou": self.miou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "mean_class_accuracy": self.mean_class_accuracy,
-            "frequency_weighted_iou": self.frequency_weighted_iou,
-            **{name: float(figure) for name, figure in self.further.items() if figure.ndim == 0},
-        }
-        return {name: number(figure) for name, figure in figures.items()}
-
-    @property
-    def headline(self) -> dict[str, float | None]:
-        """The `figures` that the loggers and the history record."""
-        return {name: figure for name, figure in self.figures.items() if name not in SECONDARY}
-
-    @property
-    def per_class(self) -> dict[str, dict[str, float | None]]:
-        """Each metric per class by name and class; None if it is undefined."""
-        figures = {"iou": self.iou, **{name: figure for name, figure in self.further.items() if figure.ndim}}
-        return {
-            name: dict(zip(self.class_names, map(number, figure.tolist()), strict=True))
-            for name, figure in figures.items()
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the metrics as plain values; the keys of those per class end in `_per_class`."""
-        per_class = {f"{name}{PER_CLASS}": figures for name, figures in self.per_class.items()}
-        return {**self.figures, **per_class, "absent_classes": self.absent}
-
-
-def number(figure: float) -> float | None:
-    """Return a value, or None for nan, which JSON cannot represent."""
-    return None if figure != figure else figure

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
-from crosscoop.evaluation.metrics import PER_CLASS, Scores
+from crosscoop.evaluation.scores import PER_CLASS, Scores
 from crosscoop.network.outputs import main_output
 
 

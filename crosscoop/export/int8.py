@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from crosscoop.checkpoints.read import read_checkpoint
-from crosscoop.data.datamodule import open_data
+from crosscoop.data.loaders import open_data
 from crosscoop.data.pipeline import EvaluationSet, Item
 from crosscoop.data.samples import FileSample
 from crosscoop.errors import CrosscoopError

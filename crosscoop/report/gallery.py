@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
 
-from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color, SegmentationDataset
+from crosscoop.data.loaders import open_data
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.evaluator import evaluate
@@ -20,8 +21,10 @@ from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import none_of, percent
 from crosscoop.files import note
 from crosscoop.network.outputs import branches_of, main_output
-from crosscoop.prediction.predictor import Prediction, load
 from crosscoop.report.runs import Run
+
+if TYPE_CHECKING:
+    from crosscoop.prediction.predictor import Prediction
 
 LONGEST = 640
 """Maximum length of a picture's longer side in pixels: 8 images of two cooperative runs then take about 2 MB."""
@@ -98,7 +101,11 @@ def make_gallery(runs: Sequence[Run], split: str, num_images: int, root: str | N
         root: The data's folder, if it has been moved since.
     """
     gallery, views = Gallery(), dict[int, View]()
-    for place, run in enumerate(runs if num_images else []):
+    if not num_images:
+        return gallery
+    from crosscoop.prediction.predictor import load  # slow to import
+
+    for place, run in enumerate(runs):
         try:
             view = open_view(run, split, root)
             first = next(iter(views.values()), view)
@@ -197,7 +204,7 @@ def choose(runs: Sequence[Run], names: Sequence[str], count: int) -> dict[str, s
     return {names[i]: "evenly spaced over the split" for i in spread}
 
 
-def draw(prediction: Prediction, mask: Array) -> list[Picture]:
+def draw(prediction: "Prediction", mask: Array) -> list[Picture]:
     """Return a picture of every output with its mIoU in this image, and one of the branches' disagreement."""
     labels = {output: torch.from_numpy(each)[None] for output, each in prediction.branch_labels.items()}
     pictures = [
@@ -219,7 +226,7 @@ def meanings(branches: Sequence[str]) -> dict[str, Color]:
     return {**alone, **several, f"they disagree, {none_of(branches)} is right": NONE}
 
 
-def differences(prediction: Prediction, mask: Array) -> Image.Image:
+def differences(prediction: "Prediction", mask: Array) -> Image.Image:
     """Draw the image in pale grey, with pixels on which the branches disagree in the colours of `meanings`.
 
     On unlabelled pixels, every branch counts as wrong.

@@ -9,8 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from crosscoop.checkpoints.read import find_checkpoint
-from crosscoop.data.datamodule import open_data
+from crosscoop.data.loaders import open_data
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import ALL, branch_shares, compared_branches, describe
@@ -102,6 +101,8 @@ class Run:
     def checkpoint(self, evaluation: Settings) -> Path:
         """Return the checkpoint that was evaluated, even if the run folder has been moved since."""
         if not evaluation.get("ckpt_path"):
+            from crosscoop.checkpoints.read import find_checkpoint  # slow to import
+
             return find_checkpoint(None, str(self.folder))
         evaluated = Path(evaluation["ckpt_path"])
         beside = self.folder / evaluated.name

@@ -22,7 +22,8 @@ from crosscoop.evaluation.calibration import Calibration
 from crosscoop.evaluation.cascade import CascadeRecord, CountedCascade
 from crosscoop.evaluation.evaluator import Evaluator
 from crosscoop.evaluation.inference import Inference, upsampled_labels
-from crosscoop.evaluation.metrics import MetricFactory, Scores
+from crosscoop.evaluation.metrics import MetricFactory
+from crosscoop.evaluation.scores import Scores
 from crosscoop.network import CooperativeNetwork
 from crosscoop.network.layers import resize_sparsely
 from crosscoop.network.outputs import ALONE, CASCADE, branch_names, branches_of, main_output, output_names

@@ -34,7 +34,7 @@ from crosscoop.data.images import read_image, read_mask, write_mask
 from crosscoop.data.pipeline import EvaluationSet, TrainingSet
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU
-from crosscoop.evaluation.metrics import Scores, count_pairs
+from crosscoop.evaluation.scores import Scores, count_pairs
 
 CASES = int(os.environ.get("FUZZ", "0"))
 """How many cases of each kind; 0 for a few, the same in every run."""

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -521,3 +523,35 @@ def test_test_predict_score_submit(cityscapes: Path, tmp_path: Path) -> None:
             assert record[key] == tested[key]
     assert tested["num_images"] == 3
     assert 0 < tested["pixel_accuracy"] < 1
+
+
+def test_commands_import_only_what_they_use(cityscapes: Path, tmp_path: Path) -> None:
+    """`score`, `submit`, `check-data` and `report` without images, one after the other in one process."""
+    run, labels = tmp_path / "run", ["--predictions", str(tmp_path / "labels"), *data("Cityscapes", cityscapes)]
+    for file in (tmp_path / "labels").rglob("*.png"):
+        save(file, LABEL_TO_TRAIN[np.array(Image.open(file))])
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump({"network": {}, "model": {}, "data": {}}))
+    commands = [
+        ["score", *labels, "--output", str(run / "metrics.json")],
+        ["submit", *labels, "--split", "val", "--output", str(tmp_path / "val.zip")],
+        ["check-data", *data("Cityscapes", cityscapes), "--workers", "0", "--output", str(tmp_path / "check.json")],
+        ["report", str(run), "--num-images", "0", "--output", str(tmp_path / "report.html")],
+    ]
+    code = """
+import json, sys
+from crosscoop.cli import main
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as end:
+        assert end.code == 1, command  # faults of the data
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    process = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert all((tmp_path / name).exists() for name in ("check.json", "report.html"))
+    loaded = set(process.stdout.splitlines()[-1].split())
+    heavy = ("pytorch_lightning lightning_fabric timm torchmetrics torchvision albumentations matplotlib scipy wandb "
+             "huggingface_hub onnxruntime pydantic")  # fmt: skip
+    assert "torch" in loaded and loaded & set(heavy.split()) == set()

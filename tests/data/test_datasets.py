@@ -15,14 +15,14 @@ from PIL import Image
 from tiny import ROOT
 
 from crosscoop.data import images
-from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID, Array, SegmentationDataset, colormap
 from crosscoop.data.datasets.camvid import CamVid
-from crosscoop.data.datasets.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
+from crosscoop.data.datasets.cityscapes import CLASSES, LABEL_TO_TRAIN, TRAIN_TO_LABEL, Cityscapes
 from crosscoop.data.datasets.folder import Folder, Split
 from crosscoop.data.datasets.streets import SPLITS, Streets, StreetScene, render
 from crosscoop.data.datasets.voc import PascalVOC, download_to
 from crosscoop.data.images import lookup_table, read_image, read_mask, write_mask
+from crosscoop.data.loaders import open_data
 from crosscoop.data.samples import FileSample, image_suffixes, read_list, read_pairs
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import load_yaml, scan
@@ -482,6 +482,10 @@ def test_cityscapes_table_and_its_inverse() -> None:
     assert (LABEL_TO_TRAIN[TRAIN_TO_LABEL[:19]] == np.arange(19)).all()
     assert TRAIN_TO_LABEL[:3].tolist() == [7, 8, 11] and TRAIN_TO_LABEL[VOID] == 0
     assert TRAIN_TO_LABEL.shape == LABEL_TO_TRAIN.shape == (256,)
+    official = [each for each in torchvision.datasets.Cityscapes.classes if each.id >= 0]
+    assert LABEL_TO_TRAIN[: len(official)].tolist() == [each.train_id % 256 for each in official]
+    evaluated = sorted((each for each in official if each.train_id < VOID), key=lambda each: each.train_id)
+    assert [(each.name, each.id, each.color) for each in evaluated] == list(CLASSES)
 
 
 def test_cityscapes_train_ids_serve_where_label_ids_are_absent(cityscapes: Path) -> None:

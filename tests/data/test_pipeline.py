@@ -15,9 +15,9 @@ from tiny import STREETS
 
 from crosscoop.data import Folder, SegmentationData, SegmentationDataset
 from crosscoop.data.augment import Augmentation, center_cropped, resized
-from crosscoop.data.datamodule import open_data
 from crosscoop.data.dataset import VOID
 from crosscoop.data.images import png_rows, read_image
+from crosscoop.data.loaders import open_data
 from crosscoop.data.pipeline import EvaluationSet, TrainingSet
 from crosscoop.data.samplers import EvaluationSampler, TrainingSampler
 from crosscoop.data.samples import FileSample

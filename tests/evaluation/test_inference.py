@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.inference import Inference, upsampled_labels
-from crosscoop.evaluation.metrics import ConfusionMatrix, Scores
+from crosscoop.evaluation.metrics import ConfusionMatrix
+from crosscoop.evaluation.scores import Scores
 from crosscoop.prediction.predictor import Predictor
 from crosscoop.training.task import CooperativeSegmentation
 

@@ -20,8 +20,9 @@ from crosscoop.errors import CrosscoopError
 from crosscoop.evaluation.boundary import BoundaryIoU, near_outlines
 from crosscoop.evaluation.calibration import Calibration, calibration_record
 from crosscoop.evaluation.evaluator import Evaluator
-from crosscoop.evaluation.metrics import BranchComparison, ConfusionMatrix, Scores, SegmentationMetric
+from crosscoop.evaluation.metrics import BranchComparison, ConfusionMatrix, SegmentationMetric
 from crosscoop.evaluation.records import branch_record, branch_shares, branch_table
+from crosscoop.evaluation.scores import Scores
 from crosscoop.network.outputs import branch_names, branches_of, main_output, output_names
 
 VOID = 255
@@ -130,7 +131,9 @@ def test_foreign_values_never_count_as_a_class(foreign):
             metric.reset()
             metric.update(dict.fromkeys(("top", "bottom", "ensemble"), predicted)
                           if isinstance(metric, BranchComparison) else predicted, truth)  # fmt: skip
-            results.append(torch.cat([counts.flatten().clone() for counts in metric.metric_state.values()]))
+            results.append(
+                torch.cat([counts.flatten().clone() for counts in (getattr(metric, name) for name in metric.states)])
+            )
         assert torch.equal(*results)
 
 

@@ -21,7 +21,7 @@ from crosscoop.ablation.grid import Ablation
 from crosscoop.commands.report import report
 from crosscoop.data import Streets
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.metrics import Scores
+from crosscoop.evaluation.scores import Scores
 from crosscoop.prediction.pictures import save_confusion
 from crosscoop.report.charts import Chart, Line, charts, image_charts
 from crosscoop.report.gallery import choose

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import Cityscapes as Official
 
 from crosscoop.data.dataset import VOID, Array, Legend, SegmentationDataset
 from crosscoop.data.images import lookup_table, read_mask
@@ -12,16 +11,37 @@ from crosscoop.data.samples import FileSample, check_samples
 from crosscoop.errors import CrosscoopError
 from crosscoop.files import scan
 
-_EVALUATED = sorted((c for c in Official.classes if c.train_id not in (-1, VOID)), key=lambda c: int(c.train_id))
+CLASSES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+"""Name, labelId and colour of each class that is evaluated, in the order of the trainIds."""
 
 LABEL_TO_TRAIN: Array = lookup_table(
-    {c.id: VOID if c.train_id == -1 else c.train_id for c in Official.classes if c.id >= 0}
+    {**dict.fromkeys(range(34), VOID), **{label: index for index, (_, label, _) in enumerate(CLASSES)}}
 )
 """The class index (trainId) of each labelId, `VOID` for classes that are not evaluated: 256 entries."""
 
 TRAIN_TO_LABEL: Array = np.zeros(256, np.uint8)
 """The labelId of each class index, for the benchmark server; 0 ("unlabeled") for other values: 256 entries."""
-TRAIN_TO_LABEL[: len(_EVALUATED)] = [c.id for c in _EVALUATED]
+TRAIN_TO_LABEL[: len(CLASSES)] = [label for _, label, _ in CLASSES]
 
 
 class LabelIdSample(FileSample):
@@ -62,8 +82,8 @@ class Cityscapes(SegmentationDataset):
         test_split: Split for test and prediction; `test` is unlabelled, so it can only be predicted.
     """
 
-    class_names = tuple(str(c.name) for c in _EVALUATED)
-    palette = tuple((int(c.color[0]), int(c.color[1]), int(c.color[2])) for c in _EVALUATED)
+    class_names = tuple(name for name, _, _ in CLASSES)
+    palette = tuple(color for _, _, color in CLASSES)
     legend = Legend(class_names, palette)
     official_sizes: Mapping[str, int] = {"train": 2975, "val": 500, "test": 1525}
 

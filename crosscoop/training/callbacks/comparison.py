@@ -73,12 +73,15 @@ class OutputComparison(pl.Callback):
             dist.all_gather_object(gathered, self.images)
         self.images = sorted((row for rows in gathered for row in rows), key=lambda row: row["image"])
         self.images.sort(key=lambda row: row.get("disagreement", 0), reverse=True)
-        if self.comparison.update_called:
-            self.counts = self.comparison.compute(), self.near.compute()
+        if len(self.comparison.branches) > 1:
+            with self.comparison.over_ranks(), self.near.over_ranks():
+                self.counts = self.comparison.compute(), self.near.compute()
         assert isinstance(pl_module, CooperativeSegmentation)
         metrics = cast(dict[str, Calibration], pl_module.calibration)
-        self.calibration = {output: metric.compute() for output, metric in metrics.items()}
-        for metric in metrics.values():
+        self.calibration = {}
+        for output, metric in metrics.items():
+            with metric.over_ranks():
+                self.calibration[output] = metric.compute()
             metric.reset()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
