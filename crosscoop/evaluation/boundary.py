@@ -42,7 +42,7 @@ class BoundaryIoU(SegmentationMetric):
     def __init__(self, num_classes: int, width: float = 0.02) -> None:
         super().__init__(num_classes)
         self.width = width
-        self.add_state("counts", torch.zeros(2, num_classes, dtype=torch.int64))
+        self.add_state("counts", torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, mask: Tensor) -> None:
         """Count the pixels of intersection, `counts[0]`, and union, `counts[1]`, by class."""

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-
-from crosscoop.evaluation.metrics import Metric
+from torchmetrics import Metric
 
 STEPS = 1000
 """Steps of confidence that are counted."""
@@ -21,11 +20,12 @@ class Calibration(Metric):
     They are taken where the network has logits, usually at every fourth pixel of a row and a column.
     """
 
+    full_state_update = False
     counts: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("counts", torch.zeros(STEPS, 2, dtype=torch.int64))
+        self.add_state("counts", torch.zeros(STEPS, 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, mask: Tensor) -> None:
         """Count a batch.
@@ -41,7 +41,7 @@ class Calibration(Metric):
         self.counts += torch.bincount(cases, minlength=2 * STEPS).view(STEPS, 2)
 
     def compute(self) -> Tensor:
-        """Return pixels `(STEPS, 2)` by confidence and by whether the label is wrong or right."""
+        """Return pixels `(STEPS, 2)` by confidence and by whether the label is wrong or right, summed over ranks."""
         return self.counts
 
 

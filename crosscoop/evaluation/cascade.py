@@ -5,8 +5,8 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
+from torchmetrics import SumMetric
 
-from crosscoop.evaluation.metrics import Total
 from crosscoop.network.cooperative import CooperativeNetwork
 from crosscoop.network.cost import branch_macs
 from crosscoop.network.outputs import branch_names
@@ -39,7 +39,7 @@ class CountedCascade:
 
     def __init__(self, network: CooperativeNetwork) -> None:
         self.network, self.size = network, (0, 0)
-        self.seen, self.sent, self.seconds = Total(), Total(), Total()
+        self.seen, self.sent, self.seconds = SumMetric(), SumMetric(), SumMetric()
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the cascade's logits `(N, num_classes, H/4, W/4)`.
@@ -59,7 +59,7 @@ class CountedCascade:
         """Return what the cascade did since the last call."""
         cascade = self.network.cascade
         assert cascade
-        seen, sent, seconds = (metric.compute() for metric in (self.seen, self.sent, self.seconds))
+        seen, sent, seconds = (float(metric.compute()) for metric in (self.seen, self.sent, self.seconds))
         for metric in (self.seen, self.sent, self.seconds):
             metric.reset()
         macs = branch_macs(self.network, *self.size)

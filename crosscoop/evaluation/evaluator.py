@@ -5,10 +5,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
+from torchmetrics import Metric, SumMetric
 
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.metrics import ConfusionMatrix, Metric, MetricFactory, SegmentationMetric, Total
-from crosscoop.evaluation.scores import Scores, count_pairs
+from crosscoop.evaluation.metrics import ConfusionMatrix, MetricFactory, SegmentationMetric
+from crosscoop.evaluation.scores import Scores
 
 RESERVED = ("stage", "num_images", "protocol", "outputs", "absent_classes", "iou_per_class", "predictions", "epoch")
 """Other keys beside the metrics in `metrics.json`."""
@@ -31,7 +32,7 @@ class Evaluator(nn.Module):
         super().__init__()
         self.class_names = list(class_names)
         number = len(self.class_names)
-        self.images = Total()
+        self.images = SumMetric()
         self.confusion = nn.ModuleDict({output: ConfusionMatrix(number) for output in outputs})
         self.further = nn.ModuleDict(
             {output: nn.ModuleList([make(number) for make in metrics]) for output in self.confusion}
@@ -73,38 +74,21 @@ class Evaluator(nn.Module):
 
     def _scores(self, output: str) -> Scores:
         confusion, *further = self._of(output)
-        with confusion.over_ranks():
-            scores = Scores(confusion.compute().cpu(), self.class_names)
+        scores = Scores(confusion.compute().cpu(), self.class_names)
         figures: dict[str, Tensor] = {}
         for metric in further:
             taken = {*scores.figures, *scores.per_class, *figures, *RESERVED}
-            with metric.over_ranks():
-                figures |= checked(metric, metric.compute(), taken)
+            figures |= checked(cast(SegmentationMetric, metric), metric.compute(), taken)
         return Scores(scores.counts, self.class_names, figures)
 
-    def _of(self, output: str) -> tuple[ConfusionMatrix, *tuple[SegmentationMetric, ...]]:
-        further = cast(Iterable[SegmentationMetric], self.further[output])
-        return cast(ConfusionMatrix, self.confusion[output]), *further
+    def _of(self, output: str) -> list[Metric]:
+        return [cast(Metric, self.confusion[output]), *cast(Iterable[Metric], self.further[output])]
 
     def every_metric(self) -> Iterator[Metric]:
         """Yield the metrics of all outputs, and the number of images."""
         yield self.images
         for output in self.confusion:
             yield from self._of(output)
-
-
-def evaluate(labels: Mapping[str, Tensor], mask: Tensor, class_names: Sequence[str]) -> dict[str, Scores]:
-    """Return the metrics of a single batch, independently of other ranks.
-
-    Args:
-        labels: Predicted class indices `(N, H, W)` by output.
-        mask: True class indices `(N, H, W)`.
-        class_names: One name per class.
-    """
-    number = len(class_names)
-    return {
-        output: Scores(count_pairs(predicted, mask, number).cpu(), class_names) for output, predicted in labels.items()
-    }
 
 
 def checked(metric: SegmentationMetric, figures: object, taken: Collection[str]) -> dict[str, Tensor]:

@@ -1,87 +1,14 @@
-"""What counts over a whole split and all ranks: the confusion matrix, the interface of further metrics, branches."""
+"""Metrics of semantic segmentation over a whole split: the confusion matrix, and the interface of further metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
+from torchmetrics import Metric
 
 from crosscoop.evaluation.scores import count_pairs, rows_of
 from crosscoop.network.outputs import ENSEMBLE
-
-
-class Metric(nn.Module):
-    """States that are summed over batches, processes and ranks, as in torchmetrics' class of this name.
-
-    torchmetrics takes twice as long to import as torch. The states are not buffers, which DDP would overwrite by those
-    of the first rank, and weight averaging would average.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.states: dict[str, Tensor] = {}
-
-    def add_state(self, name: str, default: Tensor, dist_reduce_fx: Literal["sum"] = "sum") -> None:
-        """Add a state, an attribute of this name.
-
-        Args:
-            name: Its name.
-            default: Its value before the first batch: zeros.
-            dist_reduce_fx: How those of several ranks are combined; only sum is exact over any number of ranks.
-        """
-        self.states[name] = default
-        setattr(self, name, default.clone())
-
-    def reset(self) -> None:
-        """Reset all states."""
-        for name, default in self.states.items():
-            setattr(self, name, default.clone().to(getattr(self, name).device))
-
-    def merge_state(self, other: "Metric") -> None:
-        """Add what another instance has counted."""
-        for name in self.states:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    @contextmanager
-    def over_ranks(self) -> Iterator[None]:
-        """Sum the states over all ranks within the block; every rank must enter it."""
-        own = {name: getattr(self, name) for name in self.states}
-        if distributed.is_available() and distributed.is_initialized():
-            for name, state in own.items():
-                setattr(self, name, state.clone())
-                distributed.all_reduce(getattr(self, name))
-        yield
-        for name, state in own.items():
-            setattr(self, name, state)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Metric":
-        """Move the states to another device with the module, but keep their type: counts are exact."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self.states:
-            state = getattr(self, name)
-            setattr(self, name, state.to(fn(state).device))
-        return self
-
-
-class Total(Metric):
-    """A sum of numbers."""
-
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(()))
-
-    def update(self, number: float | Tensor) -> None:
-        """Add a number."""
-        self.total += number
-
-    def compute(self) -> float:
-        """Return the sum over all ranks."""
-        with self.over_ranks():
-            return float(self.total)
 
 
 class ConfusionMatrix(Metric):
@@ -95,12 +22,13 @@ class ConfusionMatrix(Metric):
             which files may contain but networks never predict, are counted as wrong in an additional last column.
     """
 
+    full_state_update = False
     counts: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64))
+        self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, mask: Tensor) -> None:
         """Count a batch.
@@ -112,7 +40,7 @@ class ConfusionMatrix(Metric):
         self.counts += count_pairs(labels, mask, self.num_classes)
 
     def compute(self) -> Tensor:
-        """Return the counts `(num_classes, num_classes + 1)`."""
+        """Return the counts `(num_classes, num_classes + 1)`, summed over ranks."""
         return self.counts
 
 
@@ -120,12 +48,14 @@ class SegmentationMetric(Metric, ABC):
     """The interface of a further metric: one instance measures one output over a split.
 
     To define your own metric, write a subclass whose constructor takes `num_classes` first; further arguments come from
-    `init_args` in YAML. Keep the counts in states (`self.add_state(name, zeros)`), attributes of these names: the
-    metric is then exact over any number of ranks.
+    `init_args` in YAML. Keep the counts in torchmetrics' states (`self.add_state(name, zeros, dist_reduce_fx="sum")`),
+    so that the metric is exact over any number of ranks.
 
     Args:
         num_classes: The number of classes.
     """
+
+    full_state_update = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -161,6 +91,7 @@ class BranchComparison(Metric):
         branches: The names of two or more branches. The size of the counts grows linearly with their number.
     """
 
+    full_state_update = False
     right: Tensor
     disagreeing: Tensor
 
@@ -169,8 +100,8 @@ class BranchComparison(Metric):
         self.num_classes, self.branches = num_classes, list(branches)
         self.cases = len(branches) + 2
         zeros = torch.zeros(num_classes, self.cases, 2, dtype=torch.int64)
-        self.add_state("right", zeros)
-        self.add_state("disagreeing", torch.zeros(num_classes, dtype=torch.int64))
+        self.add_state("right", zeros, dist_reduce_fx="sum")
+        self.add_state("disagreeing", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, outputs: Mapping[str, Tensor], mask: Tensor) -> None:
         """Count a batch.
@@ -195,7 +126,7 @@ class BranchComparison(Metric):
         self.disagreeing += labelled[..., 1].sum((1, 2))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the counts.
+        """Return the counts, summed over ranks.
 
         Returns:
             Pixels `(num_classes, branches + 2, 2)` by true class, by the only branch that is right (index 0: none,

@@ -119,3 +119,17 @@ class Scores:
 def number(figure: float) -> float | None:
     """Return a value, or None for nan, which JSON cannot represent."""
     return None if figure != figure else figure
+
+
+def evaluate(labels: Mapping[str, Tensor], mask: Tensor, class_names: Sequence[str]) -> dict[str, Scores]:
+    """Return the metrics of a single batch, independently of other ranks.
+
+    Args:
+        labels: Predicted class indices `(N, H, W)` by output.
+        mask: True class indices `(N, H, W)`.
+        class_names: One name per class.
+    """
+    number = len(class_names)
+    return {
+        output: Scores(count_pairs(predicted, mask, number).cpu(), class_names) for output, predicted in labels.items()
+    }

@@ -22,9 +22,9 @@ from crosscoop.data.images import open_image, read_image
 from crosscoop.data.peculiarities import of_image
 from crosscoop.data.pipeline import read
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.evaluator import evaluate
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import percent
+from crosscoop.evaluation.scores import evaluate
 from crosscoop.export.onnx import OnnxNetwork
 from crosscoop.export.read import read_network
 from crosscoop.files import duration, shorten

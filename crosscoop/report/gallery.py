@@ -16,9 +16,9 @@ from crosscoop.data.dataset import VOID, VOID_COLOR, Array, Color, SegmentationD
 from crosscoop.data.loaders import open_data
 from crosscoop.data.pipeline import EvaluationSet
 from crosscoop.errors import CrosscoopError
-from crosscoop.evaluation.evaluator import evaluate
 from crosscoop.evaluation.inference import Inference
 from crosscoop.evaluation.records import none_of, percent
+from crosscoop.evaluation.scores import evaluate
 from crosscoop.files import note
 from crosscoop.network.outputs import branches_of, main_output
 from crosscoop.report.runs import Run

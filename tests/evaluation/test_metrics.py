@@ -131,9 +131,7 @@ def test_foreign_values_never_count_as_a_class(foreign):
             metric.reset()
             metric.update(dict.fromkeys(("top", "bottom", "ensemble"), predicted)
                           if isinstance(metric, BranchComparison) else predicted, truth)  # fmt: skip
-            results.append(
-                torch.cat([counts.flatten().clone() for counts in (getattr(metric, name) for name in metric.states)])
-            )
+            results.append(torch.cat([counts.flatten().clone() for counts in metric.metric_state.values()]))
         assert torch.equal(*results)
 
 

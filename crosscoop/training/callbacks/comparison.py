@@ -13,9 +13,9 @@ from rich.console import Console
 from crosscoop.data.dataset import VOID
 from crosscoop.evaluation.boundary import near_outlines
 from crosscoop.evaluation.calibration import Calibration, calibration_record
-from crosscoop.evaluation.evaluator import evaluate
 from crosscoop.evaluation.metrics import BranchComparison
 from crosscoop.evaluation.records import branch_record, branch_shares, branch_table, describe
+from crosscoop.evaluation.scores import evaluate
 from crosscoop.files import replacing, write_json
 from crosscoop.network.outputs import branch_names
 from crosscoop.training.task import CooperativeSegmentation
@@ -73,15 +73,12 @@ class OutputComparison(pl.Callback):
             dist.all_gather_object(gathered, self.images)
         self.images = sorted((row for rows in gathered for row in rows), key=lambda row: row["image"])
         self.images.sort(key=lambda row: row.get("disagreement", 0), reverse=True)
-        if len(self.comparison.branches) > 1:
-            with self.comparison.over_ranks(), self.near.over_ranks():
-                self.counts = self.comparison.compute(), self.near.compute()
+        if self.comparison.update_called:
+            self.counts = self.comparison.compute(), self.near.compute()
         assert isinstance(pl_module, CooperativeSegmentation)
         metrics = cast(dict[str, Calibration], pl_module.calibration)
-        self.calibration = {}
-        for output, metric in metrics.items():
-            with metric.over_ranks():
-                self.calibration[output] = metric.compute()
+        self.calibration = {output: metric.compute() for output, metric in metrics.items()}
+        for metric in metrics.values():
             metric.reset()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
