@@ -18,9 +18,12 @@ PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 demo: .venv/demo
 	$(BIN)/crosscoop fit --config configs/demo.yaml --run runs/demo --resume
 	$(BIN)/crosscoop test --run runs/demo
+	$(BIN)/crosscoop report runs/demo --output runs/demo/report.html
 	@echo
 	@echo "Metrics:  runs/demo/metrics.json"
 	@echo "Pictures: runs/demo/predictions.png"
+	@echo "Report:   runs/demo/report.html"
+	@echo "To play with it: $(BIN)/pip install -e '.[demo]' && $(BIN)/crosscoop demo runs/demo"
 	@echo "To train again, remove runs/demo."
 
 test: .venv/dev

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import class_from_function
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
@@ -45,6 +45,7 @@ from crosscoop.training.callbacks import (
 )
 from crosscoop.training.checkpoint_io import WholeFiles, check_room, is_whole
 from crosscoop.training.lightning_fixes import (
+    WithoutHyperparameters,
     defaults_of,
     give_defaults,
     plain_values,
@@ -71,7 +72,7 @@ LEFT = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "num_nodes
 """Options of the trainer that they leave, as they may run on another machine, with their defaults."""
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(WithoutHyperparameters):
     """LightningCLI with the groups `network`, `model`, `data` and `trainer`, and one folder per run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -251,7 +252,7 @@ def main(arguments: Sequence[str]) -> None:
     class OneCommand(TrainingCLI):
         @staticmethod
         def subcommands() -> dict[str, set[str]]:  # the options of all three take a second to set up
-            return {command: LightningCLI.subcommands()[command]}
+            return {command: WithoutHyperparameters.subcommands()[command]}
 
     try:
         OneCommand(

@@ -1,7 +1,6 @@
 """The cooperative network: branches that advance in lockstep, with exchanges between the steps (figure 4)."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -170,11 +169,10 @@ class CooperativeNetwork(nn.Module):
         Args:
             points: Names of the points that remain connected.
         """
-        network = copy(self)
-        network._modules = dict(self._modules)
+        network = CooperativeNetwork(list(self.branches), Strategy(), ensemble=self.ensemble, cascade=self.cascade)
         kept = {name: exchange for name, exchange in self.exchanges.items() if name in points}
-        network.exchanges = nn.ModuleDict(kept)  # type: ignore[assignment]
-        return network
+        network.exchanges, network.schedule = nn.ModuleDict(kept), self.schedule  # type: ignore[assignment]
+        return network.train(self.training)
 
     def learns_alone(self, branch: int) -> bool:
         """Return whether a branch is trained to do without connections, at least in some of the steps.

@@ -111,6 +111,20 @@ def tell_ranks(trainer: pl.Trainer, signal: int) -> None:
         launcher.kill(signal)
 
 
+class WithoutHyperparameters(LightningCLI):
+    """A command line that leaves out the hyperparameters that Lightning records in checkpoints.
+
+    Ours have the whole configuration instead. Lightning would write it out once more per module, and read the whole
+    checkpoint to look for hyperparameters. No upstream issue found.
+    """
+
+    def _dump_config(self) -> None:
+        self.config_dump: dict[str, Any] = {}
+
+    def _parse_ckpt_path(self) -> None:
+        pass
+
+
 def defaults_of(cli: LightningCLI, command: str) -> dict[str, Any]:
     """Return the default of each option of a command.
 

@@ -16,11 +16,14 @@ import torch
 from jsonargparse import ArgumentParser
 from processes import Python
 from pytorch_lightning.callbacks import BackboneFinetuning, ModelCheckpoint, Timer
+from pytorch_lightning.cli import LightningCLI, _InstantiatorFn
 from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from tiny import fit
 
 import crosscoop
+import crosscoop.cli
 from crosscoop.training import lightning_fixes as fixes
 
 PACKAGE = Path(crosscoop.__file__).parent
@@ -271,6 +274,19 @@ def test_names_of_metrics_do_not_share_a_path_in_mlflow():
     fixes.separate_names(logger)
     logger.log_metrics({"val/miou": 0.5, "val/miou/top": 0.4, "lr/heads": 1.0}, 3)
     assert logger.logged == ({"val/miou/all": 0.5, "val/miou/top": 0.4, "lr/heads": 1.0}, 3)
+
+
+def test_leaving_out_hyperparameters_is_still_needed():
+    assert "torch.load(" in inspect.getsource(LightningCLI._parse_ckpt_path)
+    assert "_dump_config()" in inspect.getsource(_InstantiatorFn.__call__)
+
+
+def test_an_evaluation_reads_its_checkpoint_once_and_lightning_once(tmp_path, monkeypatch):
+    fit(tmp_path / "run")
+    read, original = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: read.append(file) or original(file, **options))
+    crosscoop.cli.main(["test", "--run", str(tmp_path / "run"), "--pictures.num_images=0"])
+    assert len(read) == 2
 
 
 def test_private_names_are_used_in_one_file_only():
