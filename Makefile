@@ -1,4 +1,4 @@
-# make demo   set up, train and evaluate the proposed method on generated street scenes, in a few minutes
+# make demo   set up, train and evaluate the proposed method on generated street scenes, in three minutes
 # make test   set up, run the test suite and the notebooks, in about seven minutes on two cores
 # make quick  set up, run the unit tests, in less than a minute
 # make test-lowest   set up in .venv-lowest, run the test suite with the lowest versions that pyproject.toml allows

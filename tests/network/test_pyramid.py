@@ -106,6 +106,12 @@ def test_convolutional_and_transformer_branch_exchange_and_train(transformer):
     assert not torch.equal(network(image)[0], before[0]), "an exchange leads from the transformer to the other branch"
 
 
+SLOW = ("test_vit", "patch14", "eva")  # what is particular about the others is more
+
+
+@pytest.mark.parametrize(
+    "tiny", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS], indirect=True
+)
 def test_branch_exports_with_dynamic_sizes(tiny):
     network, dynamic = create_network([tiny], 5, "none", channels=16).eval(), torch.export.Dim.DYNAMIC
     sizes = {"image": {0: dynamic, 2: dynamic, 3: dynamic}}
