@@ -20,9 +20,10 @@ from tiny import ROOT
 
 import crosscoop as package
 from benchmarks import document
+from benchmarks.gpu import study
 from benchmarks.gpu.fast import ENTRIES, goals, measure, table
 from benchmarks.gpu.pack import missing
-from benchmarks.gpu.record import Record
+from benchmarks.gpu.record import Clock, Record
 from benchmarks.gpu.right import outcomes
 from benchmarks.measure import Setting, peak_memory, row
 
@@ -111,6 +112,16 @@ def test_results_are_kept_and_never_mixed(tmp_path):
     assert again.has("one") and not again.has("two") and not again.has("three")
     with pytest.raises(SystemExit, match=r"'rehearsal': True.*Give another --output"):
         Record(tmp_path / "fast.json", False)
+
+
+@pytest.mark.slow
+def test_study_is_rehearsed_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for minutes in (0.2, 5):  # the first call ends before the last cell
+        study.run(study.GRID, Path("pack"), tmp_path / "runs", tmp_path / "results", Clock(minutes), quick=True)
+    cells = json.loads((tmp_path / "results/study.json").read_text())
+    assert list(cells) == ["none/seed0", "cross_c1_c2/seed0", "mutuallearning/seed0"]
+    assert all(figures["outputs"]["ensemble"]["miou"] >= 0 for tests in cells.values() for figures in tests.values())
 
 
 @pytest.mark.parametrize("output", [

@@ -51,17 +51,25 @@ def run(grid: Path, files: Path, runs: Path, output: Path, clock: Clock, quick: 
     local = runs / "grid.yaml"
     write_yaml(local, adapted(grid, files, quick))
     workers = 1 if quick else max(min((os.cpu_count() or 1) // 3, 5), 1)
-    command = [sys.executable, "-m", "crosscoop", "ablate", "--runs", str(runs)]
+    command = [sys.executable, "-m", "crosscoop", "ablate", "--runs", str(runs), "--grid", str(local)]
     paths = [str(files / "weights"), os.environ.get("PYTHONPATH", "")]  # modules that register backbones
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    arguments = [*command, "--grid", str(local), "--workers", str(workers)]
-    process = subprocess.Popen(arguments, env=environment, start_new_session=True)
+    # A command per cell, as from SLURM: --workers would need Ray, which is too large to be taken along.
+    waiting = [cell.label for cell in read_ablation(local).all_cells(runs) if state(cell) in ("waiting", "interrupted")]
+    running: list[subprocess.Popen[bytes]] = []
     known = -1
-    while process.poll() is None and clock.left > (0 if quick else STOP):
+    while (waiting or running) and clock.left > (0 if quick else STOP):
+        running = [process for process in running if process.poll() is None]
+        while waiting and len(running) < workers:
+            arguments = [*command, "--cell", waiting.pop(0)]
+            running.append(
+                subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+            )
         time.sleep(1)
         known = keep(local, runs, output, known)
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+    for process in running:
+        process.terminate()
+    for process in running:
         try:
             process.wait(STOP)
         except subprocess.TimeoutExpired:
@@ -95,7 +103,7 @@ def keep(grid: Path, runs: Path, output: Path, known: int) -> int:
         Their number.
     """
     ablation = read_ablation(grid)
-    done = [cell for cell in ablation.all_cells(runs) if state(ablation, cell) == "done"]
+    done = [cell for cell in ablation.all_cells(runs) if state(cell) == "done"]
     if len(done) == known:
         return known
     output.mkdir(parents=True, exist_ok=True)
