@@ -7,23 +7,30 @@ from collections.abc import Callable
 
 from benchmarks.measure import Row, Setting, row
 
-IMPORTS = "import torch, pytorch_lightning, timm, torchmetrics"
+ALL = "import torch, pytorch_lightning, timm, torchmetrics"
+TORCH = "import torch"
+COMMANDS = {
+    "--help": ALL,
+    "fit --print_config": ALL,
+    "fit --help": ALL,
+    "submit --help": TORCH,
+    "check-data --help": TORCH,
+    "report --help": TORCH,
+    "score --help": "import torch, torchmetrics",
+}
+"""What each command is compared with: importing what it uses, and nothing else."""
 
 
 def run(setting: Setting) -> list[Row]:
     """Measure CPU seconds of a process, against only importing the libraries."""
-    commands = {"crosscoop --help": ["--help"], "crosscoop fit --print_config": ["fit", "--print_config"]}
-    commands["crosscoop fit --help"] = ["fit", "--help"]
-    bare = process("-c", IMPORTS)
-    ours = {name: process("-m", "crosscoop", *options) for name, options in commands.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ours}
-    imports: dict[str, list[float]] = {name: [] for name in ours}
-    bare()
-    for _ in range(setting.pick(1, 2)):
-        for name, command in ours.items():
-            seconds[name].append(command())
-            imports[name].append(bare())
-    return [row(name, seconds[name], f'python -c "{IMPORTS}"', imports[name], at_most=1.15) for name in ours]
+    rows = []
+    for command, imports in COMMANDS.items():
+        ours, theirs = process("-m", "crosscoop", *command.split()), process("-c", imports)
+        theirs()
+        pairs = [(ours(), theirs()) for _ in range(setting.pick(1, 3))]
+        seconds, bare = map(list, zip(*pairs, strict=True))
+        rows.append(row(f"crosscoop {command}", seconds, f'python -c "{imports}"', bare, at_most=1.15))
+    return rows
 
 
 def process(*arguments: str) -> Callable[[], float]:
