@@ -27,6 +27,7 @@ html_copy_source = html_use_index = False
 html_show_search_summary = False  # it would fetch pages, which browsers refuse for local files
 
 myst_heading_anchors = 4
+smartquotes = False  # options begin with two hyphens
 myst_disable_syntax = ["myst_line_comment"]  # a line of text may begin with %
 
 nb_execution_mode = "cache"  # a notebook runs again when its code has changed, or after `make clean`

@@ -33,7 +33,7 @@ from crosscoop.commands.options import make_parser
 from crosscoop.commands.predict import predict
 from crosscoop.commands.training import TrainingCLI
 from crosscoop.data import SegmentationData, SegmentationDataset
-from crosscoop.network import FUSIONS, STRATEGIES, CooperativeNetwork, Fusion, Strategy, create_network
+from crosscoop.network import FUSIONS, STRATEGIES, CooperativeNetwork, Strategy, create_network
 from crosscoop.network.cost import count_macs, count_parameters
 from crosscoop.network.ensemble import ENSEMBLES
 from crosscoop.network.fusion import get_fusion
@@ -263,7 +263,6 @@ CHOICES = {
     "data.dataset": SegmentationDataset,
     "model.loss": Loss,
     "model.objective": Objective,
-    "network.fusion": Fusion,
 }
 """The options of fit that take a class of the package."""
 
@@ -311,7 +310,7 @@ def choices() -> Iterator[str]:
     for option, base in CHOICES.items():
         for each in subclasses(base):
             parser = ArgumentParser()
-            parser.add_class_arguments(each, option, skip={"channels"} if base is Fusion else set())
+            parser.add_class_arguments(each, option)
             chosen = f"--{option} {each.__name__}"
             yield from options(parser._actions, f"crosscoop fit {chosen}", chosen)
 

@@ -208,7 +208,12 @@ def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
     if not isinstance(fusion, (str, dict)):
         return fusion
     chosen: dict[str, Any] = {"class_path": fusion} if isinstance(fusion, str) else fusion
-    name, arguments = chosen.get("class_path", ""), chosen.get("init_args") or {}
+    if "class_path" not in chosen or set(chosen) - {"class_path", "init_args"}:
+        raise CrosscoopError(
+            f"network.fusion: got the fields {chosen}, expected class_path and, optionally, init_args with the "
+            "operator's arguments, such as {class_path: cross_stitch, init_args: {start: 0.2}}."
+        )
+    name, arguments = chosen["class_path"], chosen.get("init_args") or {}
     operator = find(name, FUSIONS, "network.fusion")
     if not (isinstance(operator, type) and issubclass(operator, Fusion)):
         raise CrosscoopError(f"network.fusion: {name!r} is {operator!r}, expected a subclass of crosscoop.Fusion.")
@@ -217,7 +222,7 @@ def get_fusion(fusion: str | dict[str, Any] | FusionFactory) -> FusionFactory:
     except TypeError as error:
         raise CrosscoopError(
             f"network.fusion: got init_args {arguments} ({error}), expected arguments of {name}{signature(operator)}, "
-            "except channels, which is set automatically."
+            "whose first one must be channels, which is set automatically."
         ) from error
     parameters = signature(operator).parameters
     for key, value in arguments.items():  # YAML's 1 is meant as 1.0: a tensor filled with it would be one of integers

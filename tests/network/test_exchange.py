@@ -322,7 +322,10 @@ def test_wrong_strategy_is_told(given, message):
     [
         ("sum", "expected one of add, average, concat"),
         ({"class_path": "no_such_file.Gate"}, "cannot be imported"),
-        ({"init_args": {}}, "expected one of add, average, concat"),
+        ({"init_args": {}}, "expected class_path and, optionally, init_args"),
+        ({"start": 0.3}, "got the fields {'start': 0.3}, expected class_path"),
+        ({"class_path": "cross_stitch", "start": 0.3}, "expected class_path and, optionally, init_args"),
+        ({"class_path": "cross_stitch", "init_arg": {"start": 0.3}}, "expected class_path and, optionally, init_args"),
     ],
 )
 def test_wrong_fusion_is_told(given, message):
