@@ -1,6 +1,6 @@
 # make demo   set up, train and evaluate the proposed method on generated street scenes, in three minutes
-# make test   set up, run the test suite and the notebooks, in about seven minutes on two cores
-# make quick  set up, run the unit tests, in less than a minute
+# make test   set up, run the test suite and the notebooks, in about six minutes on two cores
+# make quick  set up, run the unit tests, in about a minute
 # make test-lowest   set up in .venv-lowest, run the test suite with the lowest versions that pyproject.toml allows
 # make lint   set up, check style and types
 # make wheel  set up, build a wheel, and use it in an environment that has nothing else of this checkout

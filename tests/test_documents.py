@@ -260,7 +260,7 @@ def test_data_set(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def built():
-    """The folder of the site, built anew where a page has changed."""
+    """The folder of the site, in which pages that have changed are rebuilt."""
     pytest.importorskip("furo", reason="the extra docs is not installed")
     command = ["-m", "sphinx", "--fail-on-warning", "--quiet", "-c", "docs", "-d", "build/doctrees", ".", "build/docs"]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)

@@ -22,7 +22,7 @@ MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of which a network may require height and width to be multiples; more would mean computing mostly padding."""
 
 MULTIPLE_OF: dict[tuple[Any, ...], int] = {}
-"""What networks require, by their function in timm and their options: trials take as long as creating a network."""
+"""What networks require, by name, function in timm and options: trials take as long as creating a network."""
 
 PROBE = (97, 131)
 """Height and width of the image that a network is tried on; rounded up, odd multiples of nearly all `MULTIPLES`."""
@@ -126,7 +126,7 @@ class Backbone(nn.Module):
             )
         self.low_index = strides.index(4)
         self.low_channels, self.high_channels, self.stride = channels[self.low_index], channels[-1], strides[-1]
-        key = (timm.model_entrypoint(_known(name)), output_stride, depth)
+        key = (name, timm.model_entrypoint(_known(name)), output_stride, depth)
         if key not in MULTIPLE_OF:
             MULTIPLE_OF[key] = _multiple(self.network, name, 4 if swin else 1)
         self.multiple = MULTIPLE_OF[key]

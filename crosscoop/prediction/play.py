@@ -286,7 +286,7 @@ def introduce(networks: Sequence[Loaded]) -> dict[str, Any]:
 def row(
     title: str, facts: Sequence[str], notes: Sequence[str] = (), panels: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Return a row of the page: a title, facts and notes in words, and pictures."""
+    """Return a row of the page: its title, facts, notes and pictures."""
     return {"title": title, "facts": list(facts), "notes": list(notes), "panels": list(panels)}
 
 
@@ -299,7 +299,7 @@ def switched(network: Loaded, silent: Sequence[str]) -> list[str]:
     off = f"Switched off: {', '.join(silent)}."
     if all(cooperative.learns_alone(branch) for branch in range(len(cooperative.branches))):
         return [off]
-    return [f"{off} The branches were trained with these connections, and predict worse without them."]
+    return [f"{off} The branches were trained with these connections, and may predict worse without them."]
 
 
 def note_of(output: str, prediction: Prediction, truth: Array | None, before: Prediction | None) -> str:

@@ -38,7 +38,10 @@ class WatchGradients(pl.Callback):
         """
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if not loggers:
-            raise CrosscoopError("trainer.callbacks: WatchGradients needs --trainer.logger WandbLogger.")
+            raise CrosscoopError(
+                "trainer.callbacks: got WatchGradients without W&B, expected a WandbLogger. Add --trainer.logger "
+                "WandbLogger, or leave out the callback."
+            )
         for logger in loggers:
             logger.watch(pl_module, log=self.kind, log_freq=self.log_freq, log_graph=False)
 

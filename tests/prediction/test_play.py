@@ -124,7 +124,7 @@ def test_switches_show_what_changes(load, scene):
     assert own["ensemble"]["note"].endswith(f"{changed.mean():.1%} changed")
     assert row["notes"] == [
         "Switched off: connection1, aspp, connection2, decoder. The branches were trained with these connections, and "
-        "predict worse without them."
+        "may predict worse without them."
     ]
     (row,) = play([network], scene, [["aspp"]])["rows"]
     assert row["notes"][0].startswith("Switched off: connection1, connection2, decoder. The branches were")
